@@ -1,0 +1,237 @@
+"""The models that this server may serve: what was configured, and what their small files tell.
+
+Reads config files and the headers of weight files, never weights. Knows nothing of what is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxrpc_server.errors import ModelNotFound
+from mlxrpc_server.types import ModelName, SamplingChoice
+
+CONTEXT_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+UNKNOWN_CONTEXT_LENGTH = 4096
+"""For a model whose config names none: small enough to be safe for any."""
+
+DRAWS = "draws-1"
+"""Names how seeds become tokens; part of every fingerprint. It changes only if that ever does."""
+
+_FINGERPRINTED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "special_tokens_map.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One model as the operator configured it."""
+
+    name: ModelName
+    source: Path
+    aliases: tuple[str, ...] = ()
+    display_name: str = ""
+    description: str = ""
+    tokenizer_source: Path | None = None
+    context_length: int | None = None
+    max_output_tokens: int | None = None
+    pin: bool = False
+    """Never evicted once loaded."""
+    defaults: SamplingChoice = SamplingChoice()
+    system_prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    bits: int
+    group_size: int
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a model's folder says of it; `problem` where it does not say enough."""
+
+    architecture: str = ""
+    context_length: int = UNKNOWN_CONTEXT_LENGTH
+    quantization: Quantization | None = None
+    parameter_count: int = 0
+    weights_bytes: int = 0
+    defaults: SamplingChoice = SamplingChoice()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the catalog. Not slotted: its facts are read once, when first asked for."""
+
+    config: ModelConfig
+
+    @property
+    def name(self) -> ModelName:
+        return self.config.name
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.config.tokenizer_source or self.config.source
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        return read_facts(self.config.source)
+
+    @property
+    def context_length(self) -> int:
+        return self.config.context_length or self.facts.context_length
+
+    @property
+    def defaults(self) -> SamplingChoice:
+        return self.config.defaults.over(self.facts.defaults)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Equal where the same request gives the same tokens: files, defaults and the way of drawing."""
+        digest = hashlib.sha256(DRAWS.encode())
+        digest.update(repr((self.defaults, self.config.system_prompt)).encode())
+        for folder in dict.fromkeys((self.config.source, self.tokenizer_path)):
+            for name in _FINGERPRINTED:
+                if (folder / name).is_file():
+                    digest.update(name.encode() + (folder / name).read_bytes())
+        for path in _weight_files(self.config.source):
+            digest.update(_weights_identity(path))
+        return digest.hexdigest()[:32]
+
+
+class Catalog:
+    """All models by name and alias; the first configured is the default."""
+
+    def __init__(self, configs: Sequence[ModelConfig]) -> None:
+        self._entries = [Entry(config) for config in configs]
+        self._by_name = {
+            name: entry
+            for entry in self._entries
+            for name in (entry.config.name, *entry.config.aliases)
+        }
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(sorted(self._entries, key=lambda entry: entry.name))
+
+    def find(self, name: str) -> Entry:
+        """The model of that name or alias; the default where the name is empty."""
+        if not name:
+            return self._entries[0]
+        if (entry := self._by_name.get(name)) is not None:
+            return entry
+        raise ModelNotFound(name, difflib.get_close_matches(name[:256], self._by_name, n=3, cutoff=0.5))
+
+
+def read_facts(folder: Path) -> Facts:
+    try:
+        config = _read_json(folder / "config.json")
+        text = {**config, **config.get("text_config", {})}
+        quantization = _quantization(config)
+        parameters, weights_bytes = _count_weights(folder, quantization)
+        return Facts(
+            architecture=str(config.get("model_type", "")),
+            context_length=_context_length(text),
+            quantization=quantization,
+            parameter_count=parameters,
+            weights_bytes=weights_bytes,
+            defaults=_generation_defaults(folder / "generation_config.json"),
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+        return Facts(problem=f"{type(error).__name__}: {error}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return value
+
+
+def _context_length(config: dict[str, Any]) -> int:
+    for key in CONTEXT_LENGTH_KEYS:
+        value = config.get(key)
+        if isinstance(value, int) and value > 0:
+            return value
+    return UNKNOWN_CONTEXT_LENGTH
+
+
+def _quantization(config: dict[str, Any]) -> Quantization | None:
+    given = config.get("quantization") or config.get("quantization_config")
+    if not isinstance(given, dict) or "bits" not in given:
+        return None
+    return Quantization(
+        bits=int(given["bits"]),
+        group_size=int(given.get("group_size", 0)),
+        mode=str(given.get("mode", "affine")),
+    )
+
+
+def _generation_defaults(path: Path) -> SamplingChoice:
+    if not path.is_file():
+        return SamplingChoice()
+    given = _read_json(path)
+    temperature = 0.0 if given.get("do_sample") is False else given.get("temperature")
+    return SamplingChoice(
+        temperature=None if temperature is None else float(temperature),
+        top_p=None if given.get("top_p") is None else float(given["top_p"]),
+        top_k=None if given.get("top_k") is None else int(given["top_k"]),
+        min_p=None if given.get("min_p") is None else float(given["min_p"]),
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _count_weights(folder: Path, quantization: Quantization | None) -> tuple[int, int]:
+    """Parameters and bytes. A packed matrix holds several parameters in each of its words."""
+    parameters = size = 0
+    for path in _weight_files(folder):
+        tensors = {name: tensor for name, tensor in _header(path).items() if name != "__metadata__"}
+        for name, tensor in tensors.items():
+            begin, end = tensor["data_offsets"]
+            size += end - begin
+            prefix, _, kind = name.rpartition(".")
+            packed = f"{prefix}.scales" in tensors
+            if packed and kind in ("scales", "biases"):
+                continue
+            words = math.prod(tensor["shape"])
+            parameters += words * 32 // quantization.bits if packed and quantization else words
+    return parameters, size
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > path.stat().st_size:
+            raise ValueError(f"{path.name} is not a safetensors file")
+        header: dict[str, Any] = json.loads(file.read(length))
+        return header
+
+
+def _weights_identity(path: Path) -> bytes:
+    """Tells weight files apart without reading gigabytes: the header and samples from all over the file."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{path.name} {size}".encode())
+    with path.open("rb") as file:
+        for place in range(64):
+            file.seek(size * place // 64)
+            digest.update(file.read(4096))
+    return digest.digest()

@@ -1,0 +1,118 @@
+"""A worker process: `python -m mlxrpc_server.engine SOCKET_FD LIFELINE_FD`.
+
+Single-threaded but for a watchdog: receive, step, reply. It serves one model until its server says so or is gone.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlxrpc_server.engine import wire
+from mlxrpc_server.logs import log_to_stderr
+
+log = logging.getLogger(__name__)
+
+RECEIVE_BYTES = 1 << 20
+
+
+class Channel:
+    """The server's end of the line, as messages."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._frames = wire.Frames(wire.Down)
+
+    def receive(self, *, wait: bool) -> Iterator[wire.Message]:
+        """What has arrived; where `wait` is set, sleeps until something has."""
+        readable, _, _ = select.select([self._connection], [], [], None if wait else 0)
+        if not readable:
+            return
+        data = self._connection.recv(RECEIVE_BYTES)
+        if not data:
+            raise EOFError
+        yield from self._frames.feed(data)
+
+    def send(self, message: wire.Message) -> None:
+        self._connection.sendall(wire.encode(message))
+
+
+def main(socket_fd: int, lifeline_fd: int) -> None:
+    _end_with_parent(lifeline_fd)
+    channel = Channel(socket.socket(fileno=socket_fd))
+    try:
+        load = _first(channel)
+        log_to_stderr(load.log_format, {"worker": load.name})
+        _serve(channel, load)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        log.info("the server is gone; ending")
+
+
+def _end_with_parent(lifeline_fd: int) -> None:
+    """Ends this process when the parent's end of the pipe closes, even in the middle of a long kernel."""
+
+    def watch() -> None:
+        os.read(lifeline_fd, 1)
+        os._exit(3)
+
+    threading.Thread(target=watch, daemon=True, name="lifeline").start()
+
+
+def _first(channel: Channel) -> wire.Load:
+    while True:
+        for message in channel.receive(wait=True):
+            if isinstance(message, wire.Load):
+                return message
+            raise ValueError(f"{type(message).__name__} came before Load")
+
+
+def _serve(channel: Channel, load: wire.Load) -> None:
+    # Here and not at the top: these take two seconds, and the watchdog must stand before them.
+    channel.send(wire.Progress("imports", 0.0))
+    import mlx.core as mx
+
+    from mlxrpc_server.engine.batch import Batch
+    from mlxrpc_server.engine.load import CannotLoad
+    from mlxrpc_server.engine.load import load as load_model
+    from mlxrpc_server.engine.loop import Loop
+
+    if mx.default_device() == mx.Device(mx.cpu):
+        # Each compiled function costs seconds of g++ there, and saves nothing that can be measured.
+        mx.disable_compile()
+    try:
+        loaded = load_model(Path(load.path), lambda stage, done: channel.send(wire.Progress(stage, done)))
+    except CannotLoad as error:
+        channel.send(wire.Failed(str(error)))
+        return
+    batch = Batch(
+        loaded.model,
+        loaded.kv,
+        max_rows=load.max_rows,
+        prefill_tokens=load.prefill_tokens,
+        clock=time.perf_counter,
+    )
+    channel.send(
+        wire.Ready(
+            vocabulary_size=loaded.vocabulary_size,
+            batched=loaded.batched,
+            dtype=str(loaded.dtype).removeprefix("mlx.core."),
+            device=str(mx.default_device()),
+            mlx_version=importlib.metadata.version("mlx"),
+            mlx_lm_version=importlib.metadata.version("mlx-lm"),
+            parameter_count=loaded.parameter_count,
+            memory_bytes=mx.get_active_memory(),
+        )
+    )
+    Loop(channel, batch, loaded.vocabulary_size, clock=time.monotonic).run()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

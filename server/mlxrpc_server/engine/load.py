@@ -1,0 +1,170 @@
+"""Loads a model of mlx-lm from a folder, cheap failures first, and proves that it can be served.
+
+The only place that knows mlx-lm's loader. It evaluates everything that the model needs, so that nothing lazy is
+left for the first request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm import utils as mlx_lm_utils
+
+from mlxrpc_server.engine.kv import KV, Lanes, for_model
+from mlxrpc_server.engine.sampling import Draws
+from mlxrpc_server.types import Sampling
+
+Report = Callable[[str, float], None]
+"""Told of each stage and the fraction of the whole load that is behind it."""
+
+TOLERANCE = {mx.float32: 1e-3, mx.float16: 2e-2, mx.bfloat16: 8e-2}
+"""How far a row's logits may differ between alone and in a batch, as a part of the largest logit."""
+
+PROBE_LENGTHS = (5, 2, 9, 3)
+
+
+class CannotLoad(Exception):
+    """The model cannot be served as it is; `str()` tells an operator why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    model: Any
+    kv: KV
+    vocabulary_size: int
+    dtype: mx.Dtype
+    parameter_count: int
+
+    @property
+    def batched(self) -> bool:
+        return not isinstance(self.kv, Lanes)
+
+
+def load(path: Path, report: Report) -> Loaded:
+    report("config", 0.0)
+    _check_config(path)
+    report("weights", 0.1)
+    model = _read(path)
+    report("memory", 0.3)
+    dtype = _settle(model)
+    report("warm-up", 0.7)
+    probe = _probe_tokens(model)
+    kv = _proven(model, probe, dtype)
+    report("ready", 1.0)
+    return Loaded(
+        model=model,
+        kv=kv,
+        vocabulary_size=_logits_width(model, probe[0]),
+        dtype=dtype,
+        parameter_count=int(mlx_lm_utils.get_total_parameters(model)),
+    )
+
+
+def _check_config(path: Path) -> None:
+    """Whatever the small files can tell, before any large one is touched."""
+    try:
+        config = mlx_lm_utils.load_config(path)
+        mlx_lm_utils._get_classes(config)
+    except (OSError, KeyError, ValueError, json.JSONDecodeError) as error:
+        raise CannotLoad(f"config.json: {error}") from error
+    if not list(path.glob("model*.safetensors")):
+        raise CannotLoad(f"no model*.safetensors in {path}")
+
+
+def _read(path: Path) -> Any:
+    try:
+        model, _config = mlx_lm_utils.load_model(path, lazy=True)
+    except Exception as error:  # mlx-lm raises whatever a model's own code raises on a file it did not expect
+        raise CannotLoad(f"{type(error).__name__}: {error}") from error
+    model.eval()
+    return model
+
+
+def _settle(model: Any) -> mx.Dtype:
+    """Brings every array into memory, in the dtype that this device is good at; gives that dtype."""
+    floats = {array.dtype for _, array in tree_flatten(model.parameters()) if mx.issubdtype(array.dtype, mx.floating)}
+    quantized = any(name.endswith(".scales") for name, _ in tree_flatten(model.parameters()))
+    # On a CPU, half-precision products are plain loops, many times slower than float32.
+    if mx.default_device() == mx.Device(mx.cpu) and not quantized and floats != {mx.float32}:
+        model.set_dtype(mx.float32)
+        floats = {mx.float32}
+    mx.eval(_arrays(model))
+    return mx.bfloat16 if mx.bfloat16 in floats else mx.float16 if mx.float16 in floats else mx.float32
+
+
+def _arrays(model: nn.Module) -> list[mx.array]:
+    """Also those under names with an underscore, which `parameters()` leaves out: YaRN keeps its frequencies there."""
+    found: list[mx.array] = []
+    for module in model.modules():
+        for value in [*module.values(), *vars(module).values()]:
+            if isinstance(value, mx.array):
+                found.append(value)
+    return found
+
+
+def _probe_tokens(model: Any) -> list[list[int]]:
+    """Four short rows of different lengths, from ids that every vocabulary has."""
+    return [[(7 * row + 3 * place) % 64 for place in range(length)] for row, length in enumerate(PROBE_LENGTHS)]
+
+
+def _logits_width(model: Any, tokens: list[int]) -> int:
+    return int(model(mx.array([tokens])).shape[-1])
+
+
+def _proven(model: Any, probe: list[list[int]], dtype: mx.Dtype) -> KV:
+    """The model's KV, if rows in it give what they give alone; else lanes, which cannot fail at that.
+
+    It is also the warm-up: it compiles the kernels of prefill, decoding and sampling.
+    """
+    kv = for_model(model)
+    alone = [_last_logits(model, tokens) for tokens in probe]
+    if not all(bool(mx.isfinite(logits).all()) for logits in alone):
+        raise CannotLoad("its logits are not finite numbers")
+    together = _batched_logits(model, kv, probe)
+    _warm_sampling(together)
+    if isinstance(kv, Lanes) or _agree(alone, together, TOLERANCE[dtype]):
+        return kv
+    return Lanes(model)
+
+
+def _last_logits(model: Any, tokens: list[int]) -> mx.array:
+    logits: mx.array = model(mx.array([tokens]))[0, -1].astype(mx.float32)
+    return logits
+
+
+def _batched_logits(model: Any, kv: KV, probe: list[list[int]]) -> mx.array:
+    for tokens in probe:
+        cache = kv.open()
+        model(mx.array([tokens[:-1]]), cache=cache)
+        kv.join(cache)
+    logits = kv.decode([tokens[-1] for tokens in probe]).astype(mx.float32)
+    mx.eval(logits)
+    for _ in probe:
+        kv.leave(0)
+    return logits
+
+
+def _agree(alone: list[mx.array], together: mx.array, tolerance: float) -> bool:
+    for solo, batched in zip(alone, together, strict=True):
+        scale = float(mx.abs(solo).max())
+        if float(mx.abs(solo - batched).max()) > tolerance * max(scale, 1e-6):
+            return False
+    return True
+
+
+def _warm_sampling(logits: mx.array) -> None:
+    rows = [
+        Sampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0),
+        Sampling(temperature=0.7, top_p=0.9, top_k=0, min_p=0.0, seed=1),
+        Sampling(temperature=1.0, top_p=1.0, top_k=40, min_p=0.05, seed=2),
+        Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=3),
+    ]
+    positions = mx.array(PROBE_LENGTHS, dtype=mx.uint32)
+    mx.eval(Draws(rows).draw(logits, positions), Draws(rows[:1]).draw(logits[:1], positions[:1]))

@@ -1,0 +1,154 @@
+"""The messages between the server process and a model's worker, and how they are framed.
+
+One frame is a length and a msgpack-encoded struct. A Step carries all rows in columns: there is one frame a
+step, never one a token. Nothing here knows RPCs, text or arrays.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+from mlxrpc_server.types import RowId, Sampling
+
+MAX_FRAME = 256 * 1024 * 1024
+"""A frame above this is a broken peer, not a message: the longest prompts take a few megabytes."""
+
+_LENGTH = struct.Struct("<I")
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What travels, in either direction."""
+
+
+class Load(Message):
+    """The first message down: which model to load and within which limits to run it."""
+
+    name: str
+    path: str
+    log_format: str
+    max_rows: int
+    prefill_tokens: int
+    """The most prompt tokens that one step prefills."""
+
+
+class Submit(Message):
+    """Begin a row, or take it up again behind the tokens that it had already produced."""
+
+    row: RowId
+    prompt: list[int]
+    produced: list[int]
+    sampling: Sampling
+    max_tokens: int
+    """Of all tokens that the row may produce, those in `produced` counted."""
+    stop_ids: list[int]
+
+
+class Cancel(Message):
+    row: RowId
+
+
+class Shutdown(Message):
+    pass
+
+
+Down = Load | Submit | Cancel | Shutdown
+
+
+class Progress(Message):
+    """How far the load has come; `fraction` is of the whole load."""
+
+    stage: str
+    fraction: float
+
+
+class Ready(Message):
+    """Loaded, warm and tested. The facts are measured, not taken from files."""
+
+    vocabulary_size: int
+    """The width of the logits: no id at or above it may be sent."""
+    batched: bool
+    """False where rows run one after another because the model's caches cannot be batched."""
+    dtype: str
+    device: str
+    mlx_version: str
+    mlx_lm_version: str
+    parameter_count: int
+    memory_bytes: int
+
+
+class Left(enum.IntEnum):
+    """Why a row is gone from the worker."""
+
+    STOP_TOKEN = 1
+    LENGTH = 2
+    CANCELLED = 3
+    REFUSED = 4
+    """The worker could not take the row at all: an id out of range, or nothing to feed."""
+
+
+class Step(Message):
+    """All that one step did. A row that left is in `left`, its last token (if any) in the same frame."""
+
+    step: int
+    rows: list[RowId]
+    tokens: list[int]
+    left: list[RowId]
+    reasons: list[Left]
+    prefilled: list[tuple[RowId, int]]
+    """How many tokens of these rows' prompts are in the cache now."""
+    prefill_seconds: float
+
+
+class Stats(Message):
+    """What the worker holds, sent when it changes to idle and about once a second while it is not."""
+
+    step: int
+    decoding: int
+    waiting: int
+    memory_bytes: int
+
+
+class Failed(Message):
+    """The model cannot be loaded; the worker ends after this."""
+
+    cause: str
+
+
+Up = Progress | Ready | Step | Stats | Failed
+
+
+def encode(message: Message) -> bytes:
+    body = msgspec.msgpack.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Bytes in, messages out, however the bytes were cut."""
+
+    def __init__(self, union: object) -> None:
+        self._decoder = msgspec.msgpack.Decoder(union)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        self._buffer += data
+        while (frame := self._next()) is not None:
+            message = self._decoder.decode(frame)
+            assert isinstance(message, Message)
+            yield message
+
+    def _next(self) -> bytes | None:
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if length > MAX_FRAME:
+            raise ValueError(f"a frame of {length:,} bytes is no message")
+        end = _LENGTH.size + length
+        if len(self._buffer) < end:
+            return None
+        frame = bytes(self._buffer[_LENGTH.size : end])
+        del self._buffer[:end]
+        return frame

@@ -1,0 +1,229 @@
+"""One loaded model: its worker, and the requests in flight through it.
+
+Nothing is lost when the worker dies: it is replaced at once, and every unfinished request goes on from the tokens
+that it has. Knows token ids; no text, no protos.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import assert_never
+
+from mlxrpc_server.catalog import Entry
+from mlxrpc_server.engine import wire
+from mlxrpc_server.errors import ModelUnusable, ServerError, Unavailable
+from mlxrpc_server.flight import Flight, Orders
+from mlxrpc_server.types import ModelHealth, RowId
+from mlxrpc_server.worker import Worker
+
+log = logging.getLogger(__name__)
+
+MAX_STRIKES = 2
+"""A request that sees so many workers die without a token in between is given up."""
+
+START_ATTEMPTS = 2
+"""A worker that is killed while it loads may have been killed by chance; twice is no chance."""
+
+Report = Callable[[str, float], None]
+Spawn = Callable[[], Awaitable[Worker]]
+
+
+def no_report(_stage: str, _fraction: float) -> None:
+    pass
+
+
+class Model:
+    def __init__(
+        self,
+        entry: Entry,
+        load: wire.Load,
+        *,
+        spawn: Spawn = Worker.spawn,
+        health_changed: Callable[[ModelHealth], None] = lambda _health: None,
+        failed: Callable[[ServerError], None] = lambda _error: None,
+    ) -> None:
+        self.entry = entry
+        self.ready: wire.Ready | None = None
+        self.stats = wire.Stats(step=0, decoding=0, waiting=0, memory_bytes=0)
+        self.restarts = 0
+        self._load = load
+        self._spawn = spawn
+        self._health_changed = health_changed
+        self._failed = failed
+        self._worker: Worker | None = None
+        self._serving = False
+        self._flights: dict[RowId, Flight] = {}
+        self._rows = itertools.count(1)
+        self._prefill_rate = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, report: Report = no_report) -> None:
+        """Returns when the model is warm. Raises ModelUnusable where it cannot be loaded."""
+        self._worker = await self._started(report)
+        self._serving = True
+        self._task = asyncio.create_task(self._serve(self._worker), name=f"model {self.entry.name}")
+
+    async def close(self) -> None:
+        """Ends the worker, and every request that is still in flight."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._end_flights(Unavailable("MODEL_UNLOADED", f"model {self.entry.name!r} was unloaded", 1.0))
+        if self._worker is not None:
+            await self._worker.end()
+            self._worker = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._worker.pid if self._worker else None
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._flights)
+
+    @property
+    def queued(self) -> int:
+        """Requests without a token from this worker yet."""
+        return sum(1 for flight in self._flights.values() if flight.first_token_at is None)
+
+    def seconds_to_first_token(self, prompt_tokens: int) -> float:
+        """The least that a prompt of that length would have to wait: at the best rate seen, behind those before it."""
+        if not self._prefill_rate:
+            return 0.0
+        ahead = sum(flight.to_prefill for flight in self._flights.values())
+        return (ahead + prompt_tokens) / self._prefill_rate
+
+    @contextlib.contextmanager
+    def fly(self, orders: Orders, produced: Sequence[int] = ()) -> Iterator[Flight]:
+        """Submits a request; leaving the context, for whatever reason, takes it out of the worker."""
+        flight = Flight(RowId(next(self._rows)), orders, produced, clock=time.monotonic)
+        self._flights[flight.row] = flight
+        self._submit(flight)
+        try:
+            yield flight
+        finally:
+            del self._flights[flight.row]
+            if not flight.ended:
+                self._send(wire.Cancel(flight.row))
+
+    def refuse_queued(self, error: ServerError) -> None:
+        """Ends the requests that the worker has not taken up yet."""
+        for flight in self._flights.values():
+            if flight.began_at is None:
+                flight.fail(error)
+                self._send(wire.Cancel(flight.row))
+
+    def _submit(self, flight: Flight) -> None:
+        """While the worker is being replaced there is nobody to tell: the replacement is told of all."""
+        if self._serving:
+            self._send(flight.submission())
+
+    def _send(self, message: wire.Message) -> None:
+        if self._worker is not None:
+            self._worker.send(message)
+
+    async def _serve(self, worker: Worker) -> None:
+        """Owns the worker: routes what it says, and replaces it whenever it is gone."""
+        while True:
+            await self._route(worker)
+            try:
+                worker = await self._replaced(worker)
+            except ServerError as error:
+                log.error("the model is lost", extra={"model": self.entry.name, "cause": str(error)})
+                self._end_flights(Unavailable("ENGINE_DIED", str(error), 5.0))
+                self._failed(error)
+                return
+
+    async def _route(self, worker: Worker) -> None:
+        async for message in worker.messages():
+            match message:
+                case wire.Step():
+                    self._step(message)
+                case wire.Stats():
+                    self.stats = message
+                case wire.Ready() | wire.Progress() | wire.Failed():
+                    log.warning("unexpected message", extra={"model": self.entry.name, "kind": str(type(message))})
+
+    def _step(self, step: wire.Step) -> None:
+        self._measure_prefill(step)
+        for row, prefilled in step.prefilled:
+            if (flight := self._flights.get(row)) is not None:
+                flight.advance(prefilled)
+        for row, token in zip(step.rows, step.tokens, strict=True):
+            if (flight := self._flights.get(row)) is not None:
+                flight.append(token)
+        for row, reason in zip(step.left, step.reasons, strict=True):
+            if (flight := self._flights.get(row)) is not None:
+                flight.leave(reason)
+
+    def _measure_prefill(self, step: wire.Step) -> None:
+        known = (self._flights.get(row) for row, _ in step.prefilled)
+        before = sum(flight.prefilled for flight in known if flight is not None)
+        fed = sum(prefilled for row, prefilled in step.prefilled if row in self._flights) - before
+        if fed > 0 and step.prefill_seconds > 0:
+            self._prefill_rate = max(self._prefill_rate, fed / step.prefill_seconds)
+
+    async def _replaced(self, worker: Worker) -> Worker:
+        self._serving = False
+        self._health_changed(ModelHealth.REPLACING)
+        how = await worker.end()
+        self.restarts += 1
+        log.warning(
+            "the worker died; replacing it",
+            extra={"model": self.entry.name, "pid": worker.pid, "how": how, "in_flight": self.in_flight},
+        )
+        self._strike(how)
+        self._worker = replacement = await self._started(no_report)
+        self._serving = True
+        self._health_changed(ModelHealth.UP)
+        for flight in list(self._flights.values()):
+            if not flight.ended:
+                self._send(flight.submission())
+        return replacement
+
+    def _strike(self, how: str) -> None:
+        for flight in self._flights.values():
+            if flight.crashed() >= MAX_STRIKES:
+                sentence = f"the engine died {MAX_STRIKES} times under this request ({how}) without a token in between"
+                flight.fail(Unavailable("ENGINE_DIED", sentence, 1.0))
+
+    def _end_flights(self, error: ServerError) -> None:
+        for flight in self._flights.values():
+            flight.fail(error)
+
+    async def _started(self, report: Report) -> Worker:
+        """A worker that has said Ready."""
+        how = ""
+        for _attempt in range(START_ATTEMPTS):
+            worker = await self._spawn()
+            try:
+                self.ready = await self._loaded(worker, report)
+            except BaseException:
+                await worker.end()
+                raise
+            if self.ready is not None:
+                return worker
+            how = await worker.end()
+        raise ModelUnusable(self.entry.name, f"its worker died while loading it ({how})")
+
+    async def _loaded(self, worker: Worker, report: Report) -> wire.Ready | None:
+        """None where the worker died before it said anything final."""
+        worker.send(self._load)
+        async for message in worker.messages():
+            match message:
+                case wire.Progress(stage, fraction):
+                    report(stage, fraction)
+                case wire.Ready():
+                    return message
+                case wire.Failed(cause):
+                    raise ModelUnusable(self.entry.name, cause)
+                case wire.Step() | wire.Stats():
+                    raise AssertionError("a worker steps only after Ready")
+                case _:
+                    assert_never(message)  # type: ignore[arg-type]
+        return None

@@ -1,0 +1,347 @@
+"""The models that are loaded: at most so many, the least recently used one gives way.
+
+A lease pins its model. First requests for one model share one load; where every loaded model is leased, a newcomer
+waits for room. Knows entries, leases and time; nothing of requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from mlxrpc_server.catalog import Entry
+from mlxrpc_server.errors import ModelUnusable, ServerError, Unavailable
+from mlxrpc_server.model import Model, Report
+from mlxrpc_server.types import ModelHealth, ModelName, ModelState
+
+log = logging.getLogger(__name__)
+
+BEFORE_DEADLINE = 0.05
+"""An answer must leave this long before its caller's deadline, or the caller never sees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_loaded: int = 4
+    memory_budget: int | None = None
+    """Bytes of weights over all loaded models; None leaves it to `max_loaded`."""
+    longest_wait: float = 60.0
+    """Seconds that a request without a nearer deadline waits for room or for a load."""
+    max_in_flight: int = 256
+    """Requests that one model may have at a time, running and waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One model as the outside sees it."""
+
+    state: ModelState
+    reason: str = ""
+    leases: int = 0
+    last_used: float | None = None
+    """Seconds since the epoch."""
+    load_seconds: float | None = None
+    model: Model | None = None
+
+
+class _Stage(enum.Enum):
+    WAITING = enum.auto()
+    LOADING = enum.auto()
+    LOADED = enum.auto()
+    UNLOADING = enum.auto()
+
+
+@dataclass(eq=False)
+class _Resident:
+    """A model that is loaded, or on its way in or out."""
+
+    entry: Entry
+    model: Model
+    stage: _Stage = _Stage.WAITING
+    leases: int = 0
+    last_used: float = field(default_factory=time.time)
+    load_seconds: float | None = None
+    reports: list[Report] = field(default_factory=list)
+    loading: asyncio.Task[None] | None = None
+    ending: asyncio.Task[None] | None = None
+
+    @property
+    def occupies(self) -> bool:
+        return self.stage is not _Stage.WAITING
+
+    @property
+    def evictable(self) -> bool:
+        return self.stage is _Stage.LOADED and not self.leases and not self.entry.config.pin
+
+    def report(self, stage: str, fraction: float) -> None:
+        for report in self.reports:
+            report(stage, fraction)
+
+
+Make = Callable[[Entry, Callable[[ModelHealth], None], Callable[[ServerError], None]], Model]
+"""A model that is not started yet, and whom it tells of its health and of its end."""
+
+
+class Models:
+    def __init__(
+        self,
+        make: Make,
+        limits: Limits,
+        health_changed: Callable[[ModelName, ModelHealth], None] = lambda _name, _health: None,
+    ) -> None:
+        self.limits = limits
+        self._make = make
+        self._health_changed = health_changed
+        self._residents: dict[ModelName, _Resident] = {}
+        self._failures: dict[ModelName, str] = {}
+        self._last_used: dict[ModelName, float] = {}
+        self._changed = asyncio.Event()
+        self._closing = False
+
+    @contextlib.asynccontextmanager
+    async def lease(
+        self, entry: Entry, deadline: float | None = None, report: Report | None = None
+    ) -> AsyncIterator[Model]:
+        """The model, loaded, and not evicted while the context lasts. `deadline` is in time.monotonic's terms."""
+        resident = await self._admitted(entry, deadline)
+        if report is not None:
+            resident.reports.append(report)
+        resident.leases += 1
+        try:
+            await self._loaded(resident, deadline)
+            yield resident.model
+        finally:
+            resident.leases -= 1
+            resident.last_used = self._last_used[entry.name] = time.time()
+            if report is not None:
+                resident.reports.remove(report)
+            self._abandon(resident)
+            self._pulse()
+
+    async def unload(self, entry: Entry, *, force: bool, deadline: float | None = None) -> bool:
+        """Ends a model's worker: behind its requests, or with `force` at once. False where it was not loaded."""
+        resident = self._residents.get(entry.name)
+        if resident is None or resident.stage is _Stage.WAITING:
+            return False
+        if resident.loading is not None:
+            await self._until(resident.loading, deadline, _busy(entry, "is still loading"))
+        resident.stage = _Stage.UNLOADING
+        try:
+            while resident.leases and not force:
+                await self._pulsed(deadline, _busy(entry, "still has requests in flight"))
+        except BaseException:
+            resident.stage = _Stage.LOADED
+            raise
+        await self._end(resident)
+        return True
+
+    def status(self, entry: Entry) -> Status:
+        resident = self._residents.get(entry.name)
+        if resident is None:
+            reason = self._failures.get(entry.name) or entry.facts.problem
+            state = ModelState.FAILED if reason else ModelState.AVAILABLE
+            return Status(state, reason, last_used=self._last_used.get(entry.name))
+        states = {
+            _Stage.WAITING: ModelState.AVAILABLE,
+            _Stage.LOADING: ModelState.LOADING,
+            _Stage.LOADED: ModelState.LOADED,
+            _Stage.UNLOADING: ModelState.UNLOADING,
+        }
+        return Status(
+            states[resident.stage],
+            leases=resident.leases,
+            last_used=resident.last_used,
+            load_seconds=resident.load_seconds,
+            model=resident.model if resident.stage is _Stage.LOADED else None,
+        )
+
+    async def drain(self) -> None:
+        """Refuses whoever waits: for room, for a load, or in a model's queue. What runs goes on."""
+        self._closing = True
+        self._pulse()
+        loading = [other.loading for other in self._residents.values() if other.loading is not None]
+        for task in loading:
+            task.cancel()
+        for resident in self._residents.values():
+            resident.model.refuse_queued(_draining())
+        await asyncio.gather(*loading, return_exceptions=True)
+
+    async def close(self) -> None:
+        await self.drain()
+        await asyncio.gather(*(self._end(resident) for resident in list(self._residents.values())))
+
+    async def _admitted(self, entry: Entry, deadline: float | None) -> _Resident:
+        """The model's record, begun by whoever comes first; waits while the model is on its way out."""
+        while True:
+            if self._closing:
+                raise _draining()
+            resident = self._residents.get(entry.name)
+            if resident is None:
+                return self._begin(entry)
+            if resident.leases >= self.limits.max_in_flight:
+                sentence = f"model {entry.name!r} has {resident.leases} requests, which is its limit"
+                raise Unavailable("QUEUE_FULL", sentence, 1.0)
+            if resident.stage is not _Stage.UNLOADING:
+                return resident
+            await self._pulsed(deadline, _busy(entry, "is being unloaded"))
+
+    def _begin(self, entry: Entry) -> _Resident:
+        name = entry.name
+        resident = _Resident(
+            entry,
+            self._make(
+                entry,
+                lambda health: self._health_changed(name, health),
+                lambda error: self._lost(resident, error),
+            ),
+        )
+        self._residents[name] = resident
+        resident.loading = asyncio.create_task(self._load(resident), name=f"load {name}")
+        resident.loading.add_done_callback(_retrieved)
+        return resident
+
+    async def _load(self, resident: _Resident) -> None:
+        entry = resident.entry
+        try:
+            await self._make_room(resident)
+            resident.stage = _Stage.LOADING
+            begun = time.monotonic()
+            await resident.model.start(resident.report)
+        except BaseException as error:
+            del self._residents[entry.name]
+            if isinstance(error, ServerError):
+                self._note_failure(entry, error)
+            self._pulse()
+            raise
+        resident.load_seconds = time.monotonic() - begun
+        resident.stage = _Stage.LOADED
+        resident.loading = None
+        self._failures.pop(entry.name, None)
+        self._health_changed(entry.name, ModelHealth.UP)
+        self._pulse()
+        log.info("model loaded", extra={"model": entry.name, "seconds": round(resident.load_seconds, 3)})
+
+    async def _loaded(self, resident: _Resident, deadline: float | None) -> None:
+        if resident.loading is not None:
+            sentence = (
+                "waits for room: every loaded model is in use"
+                if resident.stage is _Stage.WAITING
+                else "is still loading"
+            )
+            await self._until(resident.loading, deadline, _busy(resident.entry, sentence))
+
+    async def _make_room(self, resident: _Resident) -> None:
+        """Ends least recently used models until this one fits. Newcomers are served in their order of arrival."""
+        self._refuse_hopeless(resident.entry)
+        while not (self._is_next(resident) and self._fits(resident.entry)):
+            victim = self._victim() if self._is_next(resident) else None
+            if victim is None:
+                await self._changed.wait()
+            else:
+                log.info("evicting", extra={"model": victim.entry.name, "for": resident.entry.name})
+                await self._end(victim)
+
+    def _refuse_hopeless(self, entry: Entry) -> None:
+        """Before any other model is evicted for it."""
+        if entry.facts.problem:
+            raise ModelUnusable(entry.name, entry.facts.problem)
+        budget, needed = self.limits.memory_budget, entry.facts.weights_bytes
+        if budget is not None and needed > budget:
+            raise ModelUnusable(entry.name, f"its weights take {needed:,} bytes; the memory budget is {budget:,}")
+
+    def _is_next(self, resident: _Resident) -> bool:
+        waiting = (other for other in self._residents.values() if other.stage is _Stage.WAITING)
+        return next(waiting, None) is resident
+
+    def _fits(self, entry: Entry) -> bool:
+        held = [other for other in self._residents.values() if other.occupies]
+        if len(held) >= self.limits.max_loaded:
+            return False
+        used = sum(other.entry.facts.weights_bytes for other in held)
+        budget = self.limits.memory_budget
+        return budget is None or used + entry.facts.weights_bytes <= budget
+
+    def _victim(self) -> _Resident | None:
+        evictable = (other for other in self._residents.values() if other.evictable)
+        return min(evictable, key=lambda other: other.last_used, default=None)
+
+    async def _end(self, resident: _Resident) -> None:
+        """Once begun it is carried through, whoever stops waiting for it."""
+        resident.stage = _Stage.UNLOADING
+        if resident.ending is None:
+            resident.ending = asyncio.create_task(self._ended(resident), name=f"end {resident.entry.name}")
+        await asyncio.shield(resident.ending)
+
+    async def _ended(self, resident: _Resident) -> None:
+        """The record goes last: until the process is gone, its memory is not free."""
+        try:
+            await resident.model.close()
+        finally:
+            if self._residents.get(resident.entry.name) is resident:
+                del self._residents[resident.entry.name]
+            self._pulse()
+
+    def _abandon(self, resident: _Resident) -> None:
+        """A load that still waits for room, and for which nobody waits any more, is dropped."""
+        if resident.stage is _Stage.WAITING and not resident.leases and resident.loading is not None:
+            resident.loading.cancel()
+
+    def _lost(self, resident: _Resident, error: ServerError) -> None:
+        """A model whose worker could not be replaced. Its requests have been told; the next one loads it anew."""
+        if self._residents.get(resident.entry.name) is resident:
+            del self._residents[resident.entry.name]
+        self._note_failure(resident.entry, error)
+        self._pulse()
+
+    def _note_failure(self, entry: Entry, error: ServerError) -> None:
+        self._failures[entry.name] = str(error)
+        self._health_changed(entry.name, ModelHealth.FAILED)
+        log.error("model failed", extra={"model": entry.name, "cause": str(error)})
+
+    async def _until(self, task: asyncio.Task[None], deadline: float | None, late: ServerError) -> None:
+        """Waits for a task that others wait for too: leaving does not stop it."""
+        try:
+            async with asyncio.timeout(self._patience(deadline)):
+                await asyncio.shield(task)
+        except TimeoutError:
+            raise late from None
+        except asyncio.CancelledError:
+            if task.cancelled() and self._closing:
+                raise _draining() from None
+            raise
+
+    async def _pulsed(self, deadline: float | None, late: ServerError) -> None:
+        try:
+            async with asyncio.timeout(self._patience(deadline)):
+                await self._changed.wait()
+        except TimeoutError:
+            raise late from None
+
+    def _patience(self, deadline: float | None) -> float:
+        if deadline is None:
+            return self.limits.longest_wait
+        return max(0.0, min(self.limits.longest_wait, deadline - time.monotonic() - BEFORE_DEADLINE))
+
+    def _pulse(self) -> None:
+        """Wakes everybody who waits for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _draining() -> Unavailable:
+    return Unavailable("DRAINING", "the server is shutting down", 1.0)
+
+
+def _busy(entry: Entry, what: str) -> Unavailable:
+    return Unavailable("MODEL_BUSY", f"model {entry.name!r} {what}", 1.0)
+
+
+def _retrieved(task: asyncio.Task[None]) -> None:
+    """A load may fail when nobody waits for it any more; `_failures` has noted it."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,101 @@
+"""One worker process and the line to it: spawn, send, receive, end.
+
+Knows messages, not what they mean; that a process can die at any moment is its normal case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+from mlxrpc_server.engine import wire
+
+RECEIVE_BYTES = 1 << 18
+END_SECONDS = 2.0
+"""How long a worker may take to end by itself; it has nothing to save."""
+
+
+class Worker:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        lifeline: int,
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._lifeline = lifeline
+        self._frames = wire.Frames(wire.Up)
+        self._arrived: deque[wire.Message] = deque()
+
+    @classmethod
+    async def spawn(cls, command: Sequence[str] = ()) -> Worker:
+        """`command` replaces the engine's own in tests; the two descriptors are its last arguments."""
+        command = command or (sys.executable, "-m", "mlxrpc_server.engine")
+        with contextlib.ExitStack() as child_ends, contextlib.ExitStack() as our_ends:
+            ours, theirs = socket.socketpair()
+            watched, lifeline = os.pipe()
+            child_ends.callback(theirs.close)
+            child_ends.callback(os.close, watched)
+            our_ends.callback(ours.close)
+            our_ends.callback(os.close, lifeline)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                str(theirs.fileno()),
+                str(watched),
+                pass_fds=(theirs.fileno(), watched),
+                stdin=asyncio.subprocess.DEVNULL,
+                # Ctrl-C in a terminal is for the server, which drains; its workers go on until it says so.
+                start_new_session=True,
+            )
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            our_ends.pop_all()
+        return cls(process, reader, writer, lifeline)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: wire.Message) -> None:
+        """Never waits, and never fails: a dead worker's end is seen by whoever receives."""
+        if not self._writer.is_closing():
+            self._writer.write(wire.encode(message))
+
+    async def messages(self) -> AsyncIterator[wire.Message]:
+        """Everything that the worker says, until it is gone. May be left and taken up again."""
+        while True:
+            while self._arrived:
+                yield self._arrived.popleft()
+            if not (data := await self._received()):
+                return
+            self._arrived.extend(self._frames.feed(data))
+
+    async def _received(self) -> bytes:
+        try:
+            return await self._reader.read(RECEIVE_BYTES)
+        except ConnectionError:
+            return b""
+
+    async def end(self) -> str:
+        """Ends the process and waits until it is gone, its memory with it; tells how it went."""
+        try:
+            self.send(wire.Shutdown())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), END_SECONDS)
+        finally:
+            self._writer.close()
+            if self._lifeline >= 0:
+                os.close(self._lifeline)
+                self._lifeline = -1
+            if self._process.returncode is None:
+                self._process.kill()
+        code = await self._process.wait()
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
