@@ -130,6 +130,11 @@ class Catalog:
     def __iter__(self) -> Iterator[Entry]:
         return iter(sorted(self._entries, key=lambda entry: entry.name))
 
+    def read_facts(self) -> None:
+        """Reads every model's small files now, in a thread at the start, so that nobody waits for a disk later."""
+        for entry in self._entries:
+            entry.facts  # noqa: B018
+
     def find(self, name: str) -> Entry:
         """The model of that name or alias; the default where the name is empty."""
         if not name:
@@ -197,7 +202,7 @@ def _generation_defaults(path: Path) -> SamplingChoice:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("model*.safetensors"))
+    return sorted(path for path in folder.glob("model*.safetensors") if path.is_file())
 
 
 def _count_weights(folder: Path, quantization: Quantization | None) -> tuple[int, int]:
