@@ -1,0 +1,379 @@
+"""One generation, from a well-formed request to its last event.
+
+The data flow of the server in one place: find the model, make the prompt, refuse what cannot be, lease, submit,
+and turn token ids into deltas. Both RPCs consume it. Knows neither protos nor MLX.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from mlxrpc_server import types
+from mlxrpc_server.catalog import Catalog, Entry
+from mlxrpc_server.engine.wire import Left
+from mlxrpc_server.errors import (
+    DeadlineTooShort,
+    FingerprintMismatch,
+    InvalidRequest,
+    ModelUnusable,
+    PromptTooLong,
+    ServerError,
+    Violation,
+)
+from mlxrpc_server.flight import Flight, News, Orders
+from mlxrpc_server.model import Model
+from mlxrpc_server.models import Models
+from mlxrpc_server.text import TextStream
+from mlxrpc_server.tokenizer import Tokenizer, TokenizerError, Tokenizers
+from mlxrpc_server.types import FinishReason, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    response_id: str
+    model: str
+    seed: int
+    prompt_tokens: int
+    create_time: float
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    text: str
+    token_ids: tuple[int, ...]
+    pieces: tuple[bytes, ...] = ()
+    """Each token's bytes, where the request asked for token details."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds."""
+
+    queue: float
+    model_load: float
+    prefill: float
+    time_to_first_token: float | None
+    """None where there was no new token."""
+    decode: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: FinishReason
+    matched: int | str | None
+    """The stop token or the stop sequence."""
+    usage: Usage
+    timings: Timings
+
+
+Event = Started | PrefillProgress | Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the request comes to, once the model's small files have been asked."""
+
+    entry: Entry
+    tokenizer: Tokenizer
+    prompt: Sequence[int]
+    fingerprint: str
+    create_time: float
+    orders: Orders
+    at_limit: FinishReason
+    """What reaching the token limit means: the caller's own limit, or the model's context."""
+
+
+class Service:
+    """What the RPCs share: the catalog, the tokenizers and the loaded models."""
+
+    def __init__(self, catalog: Catalog, tokenizers: Tokenizers, models: Models) -> None:
+        self.catalog = catalog
+        self.tokenizers = tokenizers
+        self.models = models
+
+    async def generate(self, request: Request, deadline: float | None) -> AsyncGenerator[Event, None]:
+        """Started, then progress and deltas, then Finished; or an error. `deadline` is in time.monotonic's terms."""
+        arrived = time.monotonic()
+        plan = await self.plan(request)
+        planned = time.monotonic()
+        async with self.models.lease(plan.entry, deadline) as model:
+            leased = time.monotonic()
+            _check_deadline(model, len(plan.prompt), deadline)
+            resumed = request.resume.token_ids if request.resume else ()
+            with model.fly(plan.orders, resumed) as flight:
+                await flight.begun()
+                yield Started(
+                    response_id=request.id,
+                    model=plan.entry.name,
+                    seed=plan.orders.sampling.seed,
+                    prompt_tokens=len(plan.prompt),
+                    create_time=plan.create_time,
+                    fingerprint=plan.fingerprint,
+                )
+                run = _Run(request, plan, flight, arrived=arrived, planned=planned, leased=leased)
+                async for event in run.events():
+                    yield event
+
+    async def plan(self, request: Request) -> Plan:
+        """Everything that config and tokenizer can tell is refused here, before any model is loaded or evicted."""
+        entry = self.catalog.find(request.model)
+        tokenizer = await self.tokenizer(entry)
+        fingerprint = await _fingerprint(entry)
+        _check_fingerprint(request, fingerprint)
+        create_time = request.resume.create_time if request.resume else time.time()
+        prompt = await self._checked_prompt(request, entry, tokenizer, create_time)
+        max_tokens, at_limit = _limit(request, entry, len(prompt.token_ids))
+        eos = frozenset() if request.stop.ignore_eos else tokenizer.eos_token_ids
+        return Plan(
+            entry=entry,
+            tokenizer=tokenizer,
+            prompt=prompt.token_ids,
+            fingerprint=fingerprint,
+            create_time=create_time,
+            orders=Orders(
+                prompt=prompt.token_ids,
+                sampling=request.sampling.over(entry.defaults).resolve(_seed(request)),
+                max_tokens=max_tokens,
+                stop_ids=eos | frozenset(request.stop.token_ids),
+            ),
+            at_limit=at_limit,
+        )
+
+    async def tokenizer(self, entry: Entry) -> Tokenizer:
+        try:
+            return await self.tokenizers.get(entry.tokenizer_path)
+        except TokenizerError as error:
+            raise ModelUnusable(entry.name, f"its tokenizer cannot be loaded: {error}") from error
+
+    async def prompt(self, entry: Entry, given: types.Input, create_time: float) -> types.Prompt:
+        """The input as the model gets it: what Generate feeds and CountTokens counts."""
+        given = _with_system_prompt(given, entry.config.system_prompt)
+        return await self.tokenizers.prompt(entry.tokenizer_path, given, create_time)
+
+    async def _checked_prompt(
+        self, request: Request, entry: Entry, tokenizer: Tokenizer, create_time: float
+    ) -> types.Prompt:
+        """The prompt; or one error with everything that is wrong with it and with the other ids."""
+        violations = _ids_outside("stop.token_ids", request.stop.token_ids, tokenizer)
+        if request.resume is not None:
+            violations += _ids_outside("resume.token_ids", request.resume.token_ids, tokenizer)
+        try:
+            prompt = await self.prompt(entry, request.input, create_time)
+        except InvalidRequest as error:
+            raise InvalidRequest([*error.violations, *violations]) from error
+        if violations:
+            raise InvalidRequest(violations)
+        return prompt
+
+
+class _Run:
+    """The tokens of one flight on their way to becoming events."""
+
+    def __init__(
+        self,
+        request: Request,
+        plan: Plan,
+        flight: Flight,
+        *,
+        arrived: float,
+        planned: float,
+        leased: float,
+    ) -> None:
+        self._request = request
+        self._plan = plan
+        self._flight = flight
+        self._arrived = arrived
+        self._planned = planned
+        self._leased = leased
+        self._resumed = request.resume.token_ids if request.resume else ()
+        self._text = TextStream(plan.tokenizer.vocabulary, request.stop.sequences)
+        self._text.replay(self._with_text(self._resumed))
+        self._stop_token: int | None = None
+
+    async def events(self) -> AsyncIterator[Event]:
+        told_prefilled = -1
+        left: Left | None = None
+        while left is None and self._text.matched is None:
+            news = await self._news()
+            left = news.left
+            if self._request.prefill_progress and not news.tokens and news.prefilled != told_prefilled:
+                told_prefilled = news.prefilled
+                yield self._progress(news.prefilled)
+            delta = self._text.push(self._with_text(news.tokens))
+            if delta.token_ids:
+                yield self._delta(delta.text, delta.token_ids)
+        rest = self._rest(left)
+        if rest.token_ids:
+            yield rest
+        yield self._finished(left)
+
+    def _with_text(self, tokens: Sequence[int]) -> Sequence[int]:
+        """The tokens without the stop token at their end: whatever it spells, it has no text."""
+        if tokens and tokens[-1] in self._plan.orders.stop_ids:
+            return tokens[:-1]
+        return tokens
+
+    async def _news(self) -> News:
+        """The next tokens, and those that arrive while they wait for company."""
+        news = await self._flight.news()
+        wish = self._request.coalescing
+        if wish.min_tokens <= 1 or not news.tokens:
+            return news
+        tokens, prefilled, left = news.tokens, news.prefilled, news.left
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wish.max_delay):
+                while left is None and len(tokens) < wish.min_tokens:
+                    news = await self._flight.news()
+                    tokens, prefilled, left = tokens + news.tokens, news.prefilled, news.left
+        return News(tokens, prefilled, left)
+
+    def _progress(self, prefilled: int) -> PrefillProgress:
+        """The engine keeps a prompt's last token for its first decoding step: it counts it as done with the others."""
+        total = len(self._plan.prompt) + len(self._resumed)
+        return PrefillProgress(prefilled if prefilled < total - 1 else total, total)
+
+    def _delta(self, text: str, token_ids: tuple[int, ...]) -> Delta:
+        if not self._request.token_details:
+            return Delta(text, token_ids)
+        pieces = tuple(self._piece(token) for token in token_ids)
+        return Delta(text, token_ids, pieces)
+
+    def _piece(self, token: int) -> bytes:
+        return b"" if token == self._stop_token else self._plan.tokenizer.vocabulary.piece(token)
+
+    def _rest(self, left: Left | None) -> Delta:
+        """What was held back, and the stop token."""
+        held = self._text.finish()
+        token_ids = held.token_ids
+        if left is Left.STOP_TOKEN and self._text.matched is None:
+            self._stop_token = self._flight.produced[-1]
+            if len(self._flight.produced) > len(self._resumed):
+                token_ids += (self._stop_token,)
+        return self._delta(held.text, token_ids)
+
+    def _finished(self, left: Left | None) -> Finished:
+        reason, matched = self._ending(left)
+        stop_tokens = 0 if self._stop_token is None else 1
+        return Finished(
+            reason=reason,
+            matched=matched,
+            usage=Usage(len(self._plan.prompt), self._text.token_count + stop_tokens),
+            timings=self._timings(),
+        )
+
+    def _ending(self, left: Left | None) -> tuple[FinishReason, int | str | None]:
+        if self._text.matched is not None:
+            return FinishReason.STOP_SEQUENCE, self._text.matched
+        match left:
+            case Left.STOP_TOKEN:
+                return FinishReason.STOP_TOKEN, self._stop_token
+            case Left.LENGTH:
+                return self._plan.at_limit, None
+            case Left.REFUSED:
+                sentence = "holds an id that the model's logits do not have"
+                raise InvalidRequest([Violation("input", sentence)])
+            case _:
+                raise ServerError(f"the engine gave the request up: {left}")
+
+    def _timings(self) -> Timings:
+        flight = self._flight
+        began = flight.began_at or self._leased
+        first, last = flight.first_token_at, flight.last_token_at
+        decode = last - first if first is not None and last is not None else 0.0
+        gained = len(flight.produced) - len(self._resumed)
+        return Timings(
+            queue=began - self._leased + (self._planned - self._arrived),
+            model_load=self._leased - self._planned,
+            prefill=first - began if first is not None else 0.0,
+            time_to_first_token=first - self._arrived if first is not None else None,
+            decode=decode,
+            tokens_per_second=(gained - 1) / decode if gained > 1 and decode > 0 else 0.0,
+        )
+
+
+def _with_system_prompt(given: types.Input, system_prompt: str) -> types.Input:
+    """The model's configured system prompt, where no message is the caller's own."""
+    if not system_prompt or not isinstance(given, types.Conversation):
+        return given
+    if any(message.role == "system" for message in given.messages):
+        return given
+    messages = (types.Message(role="system", content=system_prompt), *given.messages)
+    return types.Conversation(messages, given.enable_thinking, given.variables)
+
+
+def _seed(request: Request) -> int:
+    if request.resume is not None:
+        return request.resume.seed
+    return secrets.randbits(64) if request.seed is None else request.seed
+
+
+def _check_deadline(model: Model, prompt_tokens: int, deadline: float | None) -> None:
+    if deadline is None:
+        return
+    remaining = deadline - time.monotonic()
+    estimate = model.seconds_to_first_token(prompt_tokens)
+    if estimate > remaining:
+        raise DeadlineTooShort(estimate, remaining)
+
+
+async def _fingerprint(entry: Entry) -> str:
+    """Read off the loop: the first time it touches every weight file."""
+    return await asyncio.to_thread(lambda: entry.fingerprint)
+
+
+def _check_fingerprint(request: Request, own: str) -> None:
+    if request.resume is not None and request.resume.fingerprint != own:
+        raise FingerprintMismatch(request.resume.fingerprint, own)
+
+
+def _ids_outside(path: str, ids: Sequence[int], tokenizer: Tokenizer) -> list[Violation]:
+    size = tokenizer.vocabulary_size
+    return [
+        Violation(f"{path}[{place}]", f"{token} is not in the vocabulary of {size:,} tokens")
+        for place, token in enumerate(ids)
+        if not 0 <= token < size
+    ]
+
+
+def _limit(request: Request, entry: Entry, prompt_tokens: int) -> tuple[int, FinishReason]:
+    """How many tokens may be produced in all, and what reaching that number is called."""
+    context = entry.context_length
+    room = context - prompt_tokens
+    if room < 1:
+        raise PromptTooLong(
+            "input", f"the prompt is {prompt_tokens:,} tokens; the model takes {context:,}", prompt_tokens, context
+        )
+    wanted, most = request.stop.max_tokens, entry.config.max_output_tokens
+    if wanted is not None:
+        if most is not None and wanted > most:
+            sentence = f"{wanted:,} is above the model's max_output_tokens of {most:,}"
+            raise InvalidRequest([Violation("stop.max_tokens", sentence)])
+        if wanted > room:
+            sentence = (
+                f"the prompt is {prompt_tokens:,} tokens and max_tokens {wanted:,}:"
+                f" the model takes {context:,} in all"
+            )
+            raise PromptTooLong("stop.max_tokens", sentence, prompt_tokens, context)
+        return wanted, FinishReason.MAX_TOKENS
+    if most is not None and most <= room:
+        return most, FinishReason.MAX_TOKENS
+    return room, FinishReason.CONTEXT_LENGTH

@@ -1,0 +1,212 @@
+"""The server process from start to end: build the parts, listen, preload, drain, stop.
+
+The event loop evaluates no array and does nothing long; whatever takes time runs in threads or in workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from mlxrpc.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from mlxrpc_server import demo
+from mlxrpc_server.admin import ModelAdminService
+from mlxrpc_server.calls import Calls
+from mlxrpc_server.catalog import Catalog, Entry, ModelConfig
+from mlxrpc_server.config import BUILT_IN, Config
+from mlxrpc_server.engine import wire
+from mlxrpc_server.errors import ServerError
+from mlxrpc_server.generation import Service
+from mlxrpc_server.health import Health
+from mlxrpc_server.model import Model
+from mlxrpc_server.models import Models
+from mlxrpc_server.servicer import InferenceService
+from mlxrpc_server.tokenizer import Tokenizers
+from mlxrpc_server.types import ModelHealth
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Room for prompts of millions of tokens; gRPC's own 4 MB would refuse them without a word of ours."""
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # On by default on Linux: two servers would silently share a port.
+    ("grpc.so_reuseport", 0),
+    # Clients keep idle connections alive through balancers; gRPC's default answers that with GOAWAY.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+
+class CannotListen(Exception):
+    """The address is taken, or is not ours."""
+
+
+async def serve(config: Config, announce: Callable[[str], None]) -> None:
+    """Until a signal. `announce` is told where it listens, once it does."""
+    async with Server(config) as server:
+        announce(f"mlxrpc is listening on {server.address}")
+        if server.admin_address is not None:
+            announce(f"mlxrpc admin is listening on {server.admin_address}")
+        with _signals() as (drain, abort):
+            await server.run(drain, abort)
+
+
+class Server:
+    """Everything with a life, in the order in which it begins; it ends in the opposite one."""
+
+    def __init__(self, config: Config) -> None:
+        self.address = ""
+        self.admin_address: str | None = None
+        self._config = config
+        self._lives = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Server:
+        async with self._lives as lives:
+            await self._start(lives)
+            self._lives = lives.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._lives.aclose()
+
+    async def _start(self, lives: contextlib.AsyncExitStack) -> None:
+        config = self._config
+        configs = config.models or (await _built_in(),)
+        catalog = Catalog(configs)
+        await asyncio.to_thread(catalog.read_facts)
+        self._health = Health((entry.name for entry in catalog), (catalog.find(name).name for name in config.preload))
+        await self._health.begin()
+        await lives.enter_async_context(_running(self._health.follow(), "health"))
+        tokenizers = Tokenizers()
+        lives.push_async_callback(tokenizers.close)
+        models = Models(self._make, config.limits, self._health.model_changed)
+        lives.push_async_callback(models.close)
+        self._calls = Calls()
+        self._service = Service(catalog, tokenizers, models)
+        self._grpc, self.address = await self._listen(config.listen)
+        lives.push_async_callback(self._grpc.stop, 0)
+        if config.admin is not None:
+            admin, self.admin_address = await self._listen_admin(config.admin)
+            lives.push_async_callback(admin.stop, 0)
+        await lives.enter_async_context(_running(self._preload(), "preload"))
+
+    async def run(self, drain: asyncio.Event, abort: asyncio.Event) -> None:
+        """Serves until `drain`, then lets running calls end; `abort` cuts that short."""
+        await drain.wait()
+        async with _running(self._drain(), "drain") as draining:
+            aborted = asyncio.create_task(abort.wait())
+            await asyncio.wait([draining, aborted], return_when=asyncio.FIRST_COMPLETED)
+            aborted.cancel()
+
+    async def _drain(self) -> None:
+        log.info("draining", extra={"lame_duck": self._config.lame_duck, "open_calls": self._calls.open()})
+        await self._health.leave()
+        # Balancers need this long to see it; until then they still send calls, and those are served.
+        await asyncio.sleep(self._config.lame_duck)
+        self._calls.drain()
+        await self._service.models.drain()
+        await self._grpc.stop(self._config.drain_timeout)
+        log.info("drained", extra={"open_calls": self._calls.open()})
+
+    def _make(
+        self, entry: Entry, health: Callable[[ModelHealth], None], lost: Callable[[ServerError], None]
+    ) -> Model:
+        load = wire.Load(
+            name=entry.name,
+            path=str(entry.config.source),
+            log_format=self._config.log_format,
+            max_rows=self._config.max_rows,
+            prefill_tokens=self._config.prefill_tokens,
+        )
+        return Model(entry, load, health_changed=health, failed=lost)
+
+    async def _listen(self, address: str) -> tuple[grpc.aio.Server, str]:
+        server = grpc.aio.server(options=OPTIONS)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceService(self._service, self._calls), server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        names = (
+            inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            reflection.SERVICE_NAME,
+        )
+        reflection.enable_server_reflection(names, server)
+        return server, await _bound(server, address)
+
+    async def _listen_admin(self, address: str) -> tuple[grpc.aio.Server, str]:
+        server = grpc.aio.server(options=OPTIONS)
+        admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(
+            ModelAdminService(self._service, self._calls), server
+        )
+        name = admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"].full_name
+        reflection.enable_server_reflection((name, reflection.SERVICE_NAME), server)
+        return server, await _bound(server, address)
+
+    async def _preload(self) -> None:
+        """One model that fails leaves the server up and not ready: its state tells the reason."""
+        for name in self._config.preload:
+            entry = self._service.catalog.find(name)
+            try:
+                await self._service.tokenizer(entry)
+                async with self._service.models.lease(entry):
+                    pass
+            except ServerError as error:
+                log.error("a model to preload failed", extra={"model": name, "cause": str(error)})
+
+
+async def _built_in() -> ModelConfig:
+    return ModelConfig(
+        name=BUILT_IN,
+        source=await asyncio.to_thread(demo.source),
+        display_name="mlxrpc's built-in model",
+        description="A few million random parameters: shows that everything works, and says nothing.",
+    )
+
+
+async def _bound(server: grpc.aio.Server, address: str) -> str:
+    """Starts listening; gives the address with the port that port 0 became."""
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise CannotListen(f"cannot listen on {address}: is the address in use?") from error
+    await server.start()
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+@contextlib.asynccontextmanager
+async def _running(work: object, name: str) -> AsyncIterator[asyncio.Task[None]]:
+    """A task that lives as long as the context, and no longer."""
+    task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _signals():  # type: ignore[no-untyped-def]
+    """The first SIGTERM or SIGINT drains, the second ends at once."""
+    loop, drain, abort = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+    def received() -> None:
+        (abort if drain.is_set() else drain).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received)
+    try:
+        yield drain, abort
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
