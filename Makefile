@@ -3,7 +3,8 @@
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
   $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# Test processes. Each starts servers with a process per model, so more than four only get in each other's way.
+# Test processes, a file of tests in one of them. Each starts servers with a process per model, so more than four only get in each
+# other's way.
 WORKERS ?= auto
 LISTEN ?= 127.0.0.1:50051
 
@@ -30,7 +31,7 @@ run: .venv/run ## Serve the built-in model on 127.0.0.1:50051 (LISTEN=HOST:PORT)
 	$(BIN)/mlxrpc serve --listen $(LISTEN)
 
 test: .venv/dev .venv-proto/tools ## Run the tests in parallel (WORKERS=2, ARGS="-k name")
-	$(PYTEST) -n $(WORKERS) --maxprocesses 4 --dist loadgroup $(ARGS)
+	$(PYTEST) -n $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: format-check lint types buf breaking test ## What CI runs: format, lint, types, contract, tests (stale stubs among them)
 
