@@ -84,13 +84,14 @@ class Flight:
         self._strikes = 0 if gained else self._strikes + 1
         return self._strikes
 
-    def advance(self, prefilled: int) -> None:
-        self._begin()
+    def advance(self, prefilled: int, seconds: float = 0.0) -> None:
+        """So much of the prompt is computed, by a step that took so long."""
+        self._begin(seconds)
         self.prefilled = prefilled
         self._wake.set()
 
     def append(self, token: int) -> None:
-        self._begin()
+        self._begin(0.0)
         self.last_token_at = self._clock()
         if self.first_token_at is None:
             self.first_token_at = self.last_token_at
@@ -123,6 +124,6 @@ class Flight:
             self._wake.set()
         return News(tokens, self.prefilled, self._left)
 
-    def _begin(self) -> None:
+    def _begin(self, seconds: float) -> None:
         if self.began_at is None:
-            self.began_at = self._clock()
+            self.began_at = max(self.submitted_at, self._clock() - seconds)

@@ -153,7 +153,7 @@ class Model:
         self._measure_prefill(step)
         for row, prefilled in step.prefilled:
             if (flight := self._flights.get(row)) is not None:
-                flight.advance(prefilled)
+                flight.advance(prefilled, step.seconds)
         for row, token in zip(step.rows, step.tokens, strict=True):
             if (flight := self._flights.get(row)) is not None:
                 flight.append(token)

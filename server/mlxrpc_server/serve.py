@@ -109,14 +109,14 @@ class Server:
             aborted.cancel()
 
     async def _drain(self) -> None:
-        log.info("draining", extra={"lame_duck": self._config.lame_duck, "open_calls": self._calls.open()})
+        log.info("draining", extra={"lame_duck": self._config.lame_duck, "open_calls": self._calls.open})
         await self._health.leave()
         # Balancers need this long to see it; until then they still send calls, and those are served.
         await asyncio.sleep(self._config.lame_duck)
         self._calls.drain()
         await self._service.models.drain()
         await self._grpc.stop(self._config.drain_timeout)
-        log.info("drained", extra={"open_calls": self._calls.open()})
+        log.info("drained", extra={"open_calls": self._calls.open})
 
     def _make(
         self, entry: Entry, health: Callable[[ModelHealth], None], lost: Callable[[ServerError], None]

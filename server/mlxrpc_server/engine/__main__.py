@@ -104,7 +104,7 @@ def _serve(channel: Channel, load: wire.Load) -> None:
             vocabulary_size=loaded.vocabulary_size,
             batched=loaded.batched,
             dtype=str(loaded.dtype).removeprefix("mlx.core."),
-            device=str(mx.default_device()),
+            device=mx.default_device().type.name,
             mlx_version=importlib.metadata.version("mlx"),
             mlx_lm_version=importlib.metadata.version("mlx-lm"),
             parameter_count=loaded.parameter_count,

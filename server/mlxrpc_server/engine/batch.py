@@ -72,6 +72,7 @@ class Outcome:
     left: list[tuple[RowId, Left]] = field(default_factory=list)
     prefilled: list[tuple[RowId, int]] = field(default_factory=list)
     prefill_seconds: float = 0.0
+    seconds: float = 0.0
 
 
 class Pace:
@@ -146,11 +147,13 @@ class Batch:
             self._left.append((row, Left.CANCELLED))
 
     def step(self) -> Outcome:
+        begun = self._clock()
         self.steps += 1
         outcome = Outcome(self.steps)
         outcome.left, self._left = self._left, []
         self._prefill(outcome)
         self._decode(outcome)
+        outcome.seconds = self._clock() - begun
         return outcome
 
     def _prefill(self, outcome: Outcome) -> None:

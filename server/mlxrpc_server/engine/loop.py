@@ -98,4 +98,5 @@ def _told(outcome: Outcome) -> wire.Step:
         reasons=[reason for _, reason in outcome.left],
         prefilled=outcome.prefilled,
         prefill_seconds=outcome.prefill_seconds,
+        seconds=outcome.seconds,
     )

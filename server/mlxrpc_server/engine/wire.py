@@ -101,6 +101,8 @@ class Step(Message):
     prefilled: list[tuple[RowId, int]]
     """How many tokens of these rows' prompts are in the cache now."""
     prefill_seconds: float
+    seconds: float
+    """The whole step."""
 
 
 class Stats(Message):
