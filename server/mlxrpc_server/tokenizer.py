@@ -1,0 +1,241 @@
+"""One model's tokenizer and chat template, and the cache of them.
+
+It knows mlx-lm's tokenizer wrapper, which it keeps to itself; no weights, no requests, no generation.
+mlx-lm and transformers are imported by name where they are used: they take seconds, and they are untyped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self, assert_never
+
+from mlxrpc_server import template
+from mlxrpc_server.errors import InvalidRequest, Violation, shortened
+from mlxrpc_server.types import Conversation, Input, Prompt, TextInput, TokenInput
+from mlxrpc_server.vocabulary import Vocabulary
+
+_NAMED_IDS = 15
+
+
+class TokenizerError(ValueError):
+    """A folder whose tokenizer cannot be used; the message is the cause in words."""
+
+
+class Tokenizer:
+    """Text to ids and conversations to text. Safe to use from several threads."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """From local files alone; blocks, for seconds where mlx-lm is not imported yet."""
+        if not path.is_dir():
+            raise TokenizerError(f"there is no folder {str(path)!r}")
+        eos_token_ids = configured_eos_token_ids(path)
+        settings = {"trust_remote_code": False, "local_files_only": True}
+        try:
+            load = importlib.import_module("mlx_lm.utils").load_tokenizer
+            return cls(load(path, settings, eos_token_ids=sorted(eos_token_ids) or None))
+        # The Rust tokenizer reports a broken file as a bare Exception; a narrower clause cannot name it.
+        except Exception as error:
+            cause = shortened(f"{type(error).__name__}: {error}", 512)
+            raise TokenizerError(f"the tokenizer in {str(path)!r} cannot be loaded: {cause}") from error
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = wrapper
+        # A call sets truncation and padding on the shared Rust object, so one at a time.
+        self._lock = threading.Lock()
+        self.vocabulary = _read_vocabulary(wrapper)
+        self.eos_token_ids: frozenset[int] = frozenset(wrapper.eos_token_ids)
+        self.has_chat_template: bool = wrapper.has_chat_template
+        self._begin = self._added_begin()
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the highest id; an id in a hole between says nothing."""
+        return len(self.vocabulary)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """With `special` the tokenizer adds its own marks, such as BOS. Lets other threads run meanwhile."""
+        with self._lock:
+            return list(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
+
+    def render(self, conversation: Conversation, create_time: float) -> str:
+        """The template's text, open for the assistant's turn.
+
+        `create_time` is the only clock that a Jinja template sees, in UTC; a resumed stream renders the same.
+        With `enable_thinking` unset a model thinks if its vocabulary has marks for it, as in mlx-lm.
+        """
+        return template.render(partial(self._fill, conversation, create_time), conversation)
+
+    def prompt(self, given: Input, create_time: float) -> Prompt:
+        """Ids for the model, never none; whatever is wrong with the input is an InvalidRequest."""
+        match given:
+            case TokenInput(token_ids):
+                self._check_ids(token_ids)
+                return Prompt(_not_empty(token_ids, "input.token_ids"), None)
+            case TextInput(text):
+                _check_text(text, "input.text")
+                return Prompt(_not_empty(self._encode_once(text), "input.text"), text)
+            case Conversation():
+                text = self.render(given, create_time)
+                _check_text(text, template.CONVERSATION)
+                return Prompt(_not_empty(self.encode(text, special=False), template.CONVERSATION), text)
+        assert_never(given)
+
+    def _fill(self, conversation: Conversation, create_time: float, messages: list[template.ChatMessage]) -> str:
+        wrapper = self._wrapper
+        variables = template.chosen_variables(conversation)
+        if not self.has_chat_template:
+            return template.chatml(self._begin, messages)
+        if _renders_in_python(wrapper):
+            filled: str = wrapper.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
+            return filled
+        unset = {"documents": None, "enable_thinking": wrapper.has_thinking}
+        everything = {**wrapper.special_tokens_map, **unset, **variables}
+        return template.jinja(wrapper.get_chat_template(), everything, create_time, messages)
+
+    def _added_begin(self) -> str:
+        """The BOS that the tokenizer puts before every text; "" where it puts none."""
+        token = self._wrapper.bos_token_id
+        adds = token is not None and self.encode("", special=True)[:1] == [token]
+        return str(self._wrapper.bos_token) if adds else ""
+
+    def _encode_once(self, text: str) -> list[int]:
+        """A text that begins with the tokenizer's BOS is not given a second one."""
+        ids = self.encode(text, special=True)
+        doubled = self._begin and text.startswith(self._begin) and ids[:1] == ids[1:2]
+        return ids[1:] if doubled else ids
+
+    def _check_ids(self, token_ids: Sequence[int]) -> None:
+        size = self.vocabulary_size
+        outside = [(place, token) for place, token in enumerate(token_ids) if not 0 <= token < size]
+        violations = [
+            Violation(f"input.token_ids[{place}]", f"{token} is outside the vocabulary of {size:,} ids")
+            for place, token in islice(outside, _NAMED_IDS)
+        ]
+        if len(outside) > _NAMED_IDS:
+            rest = len(outside) - _NAMED_IDS
+            violations.append(Violation("input.token_ids", f"{rest:,} more are outside the vocabulary"))
+        if violations:
+            raise InvalidRequest(violations)
+
+
+class Tokenizers:
+    """The tokenizers used last, by folder, and their work kept off the event loop.
+
+    The first caller's load serves all that come meanwhile; a failed one is forgotten. One prompt at a
+    time per tokenizer, in order of arrival, so that a long one holds up neither the loop nor other models.
+    """
+
+    def __init__(self, limit: int = 16, load: Callable[[Path], Tokenizer] = Tokenizer.load) -> None:
+        if limit < 1:
+            raise ValueError(f"the limit is {limit}; at least one tokenizer must stay")
+        self._limit = limit
+        self._load = load
+        self._entries: OrderedDict[Path, _Entry] = OrderedDict()
+
+    async def get(self, path: Path) -> Tokenizer:
+        """Raises TokenizerError. A caller that gives up does not end the load that others wait for."""
+        return await asyncio.shield(self._entry(path).loading)
+
+    async def prompt(self, path: Path, given: Input, create_time: float) -> Prompt:
+        """Template and encoding in a thread, also for short inputs: the hop costs less than the encoding."""
+        entry = self._entry(path)
+        tokenizer = await asyncio.shield(entry.loading)
+        async with entry.turn:
+            return await asyncio.to_thread(tokenizer.prompt, given, create_time)
+
+    async def close(self) -> None:
+        """Ends the loads under way and forgets all."""
+        loads = [entry.loading for entry in self._entries.values()]
+        self._entries.clear()
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
+
+    def _entry(self, path: Path) -> _Entry:
+        entry = self._entries.get(path)
+        if entry is None:
+            entry = self._entries[path] = _Entry(asyncio.create_task(asyncio.to_thread(self._load, path)))
+            entry.loading.add_done_callback(partial(self._loaded, path))
+        self._entries.move_to_end(path)
+        return entry
+
+    def _loaded(self, path: Path, loading: asyncio.Task[Tokenizer]) -> None:
+        entry = self._entries.get(path)
+        if entry is None or entry.loading is not loading:
+            return
+        if loading.cancelled() or loading.exception() is not None:
+            del self._entries[path]
+        self._trim()
+
+    def _trim(self) -> None:
+        """Drops the least recently used; one that is still loading is not counted yet."""
+        ready = [path for path, entry in self._entries.items() if entry.loading.done()]
+        for path in ready[: -self._limit]:
+            del self._entries[path]
+
+
+class _Entry:
+    def __init__(self, loading: asyncio.Task[Tokenizer]) -> None:
+        self.loading = loading
+        self.turn = asyncio.Lock()
+
+
+def configured_eos_token_ids(path: Path) -> frozenset[int]:
+    """What a model's folder says beside the tokenizer; generation_config.json goes before config.json."""
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(path / name).get("eos_token_id")
+        ids = [token for token in (value if isinstance(value, list) else [value]) if type(token) is int]
+        if ids:
+            return frozenset(ids)
+    return frozenset()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise TokenizerError(f"{str(path)!r} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{str(path)!r} is not a JSON object")
+    return content
+
+
+def _read_vocabulary(wrapper: Any) -> Vocabulary:
+    size = 1 + max(wrapper.get_vocab().values(), default=-1)
+    added = wrapper.added_tokens_decoder
+    special = {token for token, entry in added.items() if entry.special} | set(wrapper.all_special_ids)
+    tokens = wrapper.convert_ids_to_tokens(list(range(size)))
+    return Vocabulary.read(tokens, wrapper.convert_tokens_to_string, added=added, special=special)
+
+
+def _renders_in_python(wrapper: Any) -> bool:
+    """Some models' templates are code in mlx-lm or transformers; those take no date."""
+    ordinary = importlib.import_module("transformers").PreTrainedTokenizerBase.apply_chat_template
+    # The wrapper decides by these two as well, and shows neither.
+    own = type(wrapper._tokenizer).apply_chat_template
+    return wrapper._chat_template is not None or own is not ordinary
+
+
+def _check_text(text: str, path: str) -> None:
+    """Half a surrogate pair can come in through JSON, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest([Violation(path, f"character {error.start} is half a surrogate pair")]) from error
+
+
+def _not_empty(token_ids: Sequence[int], path: str) -> tuple[int, ...]:
+    if not token_ids:
+        raise InvalidRequest([Violation(path, "the prompt is empty: a model needs at least one token")])
+    return tuple(token_ids)
