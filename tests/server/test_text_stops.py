@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from mlxrpc_server.stops import StopMatcher
 
 texts = st.text("ab", max_size=40) | st.text("abc가", max_size=40)
-sequences = st.lists(
-    st.text("ab", min_size=3, max_size=9) | st.text("abc가", min_size=1, max_size=6), max_size=6
-)
+sequences = st.lists(st.text("ab", min_size=3, max_size=9) | st.text("abc가", min_size=1, max_size=6), max_size=6)
 
 
 def first_match(text: str, stops: Sequence[str]) -> tuple[str | None, int]:

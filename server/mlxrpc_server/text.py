@@ -1,0 +1,149 @@
+"""Token ids into the text that may be sent, token by token.
+
+Pure: no I/O, no clock, no loop. It knows a vocabulary and stop sequences, not models or requests.
+
+The rules of a stream:
+- A delta is a whole number of tokens and exactly their text.
+- Bytes become characters as Python's incremental UTF-8 decoder makes them, U+FFFD for what can never be one.
+- A token is held while it ends inside a character, or while its text may become a stop sequence; so are
+  those after it.
+- A match cuts the text where it begins. The token in which it begins is the last one reported.
+- Nothing depends on how the ids were divided into pushes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlxrpc_server.stops import StopMatcher
+from mlxrpc_server.tokenizer import Tokenizer, TokenizerError, Tokenizers
+from mlxrpc_server.vocabulary import Vocabulary
+
+__all__ = ["TextDelta", "TextStream", "Tokenizer", "TokenizerError", "Tokenizers", "Vocabulary"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Whole tokens and exactly their text; no tokens, no text."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+class _Run:
+    """Consecutive tokens that can only be sent together: all but the last end inside a character."""
+
+    __slots__ = ("begun", "end", "parts", "start", "tokens")
+
+    def __init__(self, start: int) -> None:
+        self.start = self.end = start
+        self.tokens: list[int] = []
+        self.parts: list[str] = []
+        self.begun: list[int] = []
+        """Per token, how many characters of the whole text have at least their first byte by then."""
+
+    def add(self, token: int, text: str, unfinished: int) -> None:
+        self.end += len(text)
+        self.tokens.append(token)
+        self.parts.append(text)
+        self.begun.append(self.end + unfinished)
+
+    def until(self, position: int) -> tuple[list[int], str]:
+        """The tokens up to the one that holds the character at `position`, and the text before it."""
+        last = next(number for number, begun in enumerate(self.begun) if begun > position)
+        return self.tokens[: last + 1], "".join(self.parts)[: position - self.start]
+
+
+class TextStream:
+    """One generation's ids on their way to text. The cost of a push is that of its own tokens."""
+
+    def __init__(self, vocabulary: Vocabulary, stop_sequences: Sequence[str] = ()) -> None:
+        self.token_count = 0
+        """Tokens reported so far, replayed ones included."""
+        self._vocabulary = vocabulary
+        self._stops = StopMatcher(stop_sequences)
+        self._opened = False
+        self._unfinished = b""
+        self._held: deque[_Run] = deque()
+        self._run = _Run(0)
+        self._replayed = 0
+
+    @property
+    def matched(self) -> str | None:
+        """The stop sequence found."""
+        return self._stops.matched
+
+    def replay(self, token_ids: Sequence[int]) -> None:
+        """Before the first push: these ids and all their complete text count as already sent."""
+        for token in token_ids:
+            self._take(token)
+        self.token_count += len(token_ids)
+        self._held.clear()
+        self._run = _Run(self._run.end)
+        self._replayed = self._run.end + _characters(self._unfinished)
+
+    def push(self, token_ids: Sequence[int]) -> TextDelta:
+        """What may be sent now. After a match further ids are ignored."""
+        for token in token_ids:
+            if self.matched is not None:
+                break
+            self._take(token)
+        delta = self._release(self._stops.begin)
+        return self._report(delta if self.matched is None else self._cut(delta))
+
+    def finish(self) -> TextDelta:
+        """The rest, once no more ids come. An unfinished character is left out, its tokens are not."""
+        self._held.append(self._run)
+        self._run = _Run(self._run.end)
+        return self._report(self._release(math.inf))
+
+    def _take(self, token: int) -> None:
+        text = self._decode(token)
+        self._stops.feed(text)
+        self._run.add(token, text, _characters(self._unfinished))
+        if not self._unfinished:
+            self._held.append(self._run)
+            self._run = _Run(self._run.end)
+
+    def _decode(self, token: int) -> str:
+        piece = self._vocabulary.piece(token)
+        if not self._opened:
+            self._opened = bool(piece)
+            piece = self._vocabulary.opening(token)
+        waiting = self._unfinished + piece
+        text, used = codecs.utf_8_decode(waiting, "replace", False)
+        self._unfinished = waiting[used:]
+        return text
+
+    def _release(self, limit: float) -> TextDelta:
+        tokens: list[int] = []
+        parts: list[str] = []
+        while self._held and self._held[0].end <= limit:
+            run = self._held.popleft()
+            tokens += run.tokens
+            parts += run.parts
+        return TextDelta(tuple(tokens), "".join(parts))
+
+    def _cut(self, before: TextDelta) -> TextDelta:
+        """With what lies before the match. Replayed text stands, even where it is part of the match."""
+        begin = self._stops.begin
+        held = [run for run in (*self._held, self._run) if run.tokens]
+        self._held.clear()
+        self._run = _Run(self._run.end)
+        if not held or begin < self._replayed:
+            return before
+        tokens, text = held[0].until(begin)
+        return TextDelta(before.token_ids + tuple(tokens), before.text + text)
+
+    def _report(self, delta: TextDelta) -> TextDelta:
+        self.token_count += len(delta.token_ids)
+        return delta
+
+
+def _characters(unfinished: bytes) -> int:
+    """One, as a rule; but Python's decoder also waits on ED A0, half a surrogate, and then makes two of it."""
+    return len(unfinished.decode(errors="replace"))
