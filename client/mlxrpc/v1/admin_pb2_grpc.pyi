@@ -36,13 +36,15 @@ class ModelAdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelAdminServiceAsyncStub: ...
     LoadModel: _grpc.UnaryStreamMultiCallable[_admin_pb2.LoadModelRequest, _admin_pb2.LoadModelResponse]
-    """Loads a model and reports progress. Ends with status OK after the event `model`, when the model is ready to serve; one that is loaded
-    already gives that event at once. Joins a load that is under way. Makes room as a request would: evicts the least recently used
-    model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports, not the load. A FAILED model
-    is tried again.
+    """Loads a model and reports progress. Ends with status OK after the event `model`, when the model is ready to serve; one that
+    is loaded already gives that event at once. Joins a load that is under way. Makes room as a request would: evicts the least
+    recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports, not the
+    load. A FAILED model is tried again.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnloadModelRequest, _admin_pb2.UnloadModelResponse]
-    """Unloads a model and returns when its process has ended. A model that is not loaded is no error. The next request loads it again."""
+    """Unloads a model and returns when its process has ended. A model that is not loaded is no error. The next request loads it
+    again.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetServerInfoRequest, _admin_pb2.GetServerInfoResponse]
     """Says what the server is and what it is doing, for people and for tests. Waits for nothing."""
 
@@ -52,13 +54,15 @@ class ModelAdminServiceAsyncStub(ModelAdminServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     LoadModel: _aio.UnaryStreamMultiCallable[_admin_pb2.LoadModelRequest, _admin_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Loads a model and reports progress. Ends with status OK after the event `model`, when the model is ready to serve; one that is loaded
-    already gives that event at once. Joins a load that is under way. Makes room as a request would: evicts the least recently used
-    model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports, not the load. A FAILED model
-    is tried again.
+    """Loads a model and reports progress. Ends with status OK after the event `model`, when the model is ready to serve; one that
+    is loaded already gives that event at once. Joins a load that is under way. Makes room as a request would: evicts the least
+    recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports, not the
+    load. A FAILED model is tried again.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnloadModelRequest, _admin_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Unloads a model and returns when its process has ended. A model that is not loaded is no error. The next request loads it again."""
+    """Unloads a model and returns when its process has ended. A model that is not loaded is no error. The next request loads it
+    again.
+    """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetServerInfoRequest, _admin_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Says what the server is and what it is doing, for people and for tests. Waits for nothing."""
 
@@ -71,10 +75,10 @@ class ModelAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.LoadModelResponse], _abc.AsyncIterator[_admin_pb2.LoadModelResponse]]:
-        """Loads a model and reports progress. Ends with status OK after the event `model`, when the model is ready to serve; one that is loaded
-        already gives that event at once. Joins a load that is under way. Makes room as a request would: evicts the least recently used
-        model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports, not the load. A FAILED model
-        is tried again.
+        """Loads a model and reports progress. Ends with status OK after the event `model`, when the model is ready to serve; one that
+        is loaded already gives that event at once. Joins a load that is under way. Makes room as a request would: evicts the least
+        recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports, not the
+        load. A FAILED model is tried again.
         """
 
     @_abc_1.abstractmethod
@@ -83,7 +87,9 @@ class ModelAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.UnloadModelResponse, _abc.Awaitable[_admin_pb2.UnloadModelResponse]]:
-        """Unloads a model and returns when its process has ended. A model that is not loaded is no error. The next request loads it again."""
+        """Unloads a model and returns when its process has ended. A model that is not loaded is no error. The next request loads it
+        again.
+        """
 
     @_abc_1.abstractmethod
     def GetServerInfo(

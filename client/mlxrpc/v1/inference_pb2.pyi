@@ -4,32 +4,36 @@ isort:skip_file
 mlxrpc.v1: language models on MLX, served over gRPC.
 
 PROMISES OF v1
-Fields, events and enum values are only ever added; numbers and defaults never change. A client ignores events and fields that it does not
-know, and treats an unknown enum value as the enum's zero. A field that the server knows and does not support yet is refused with
-INVALID_ARGUMENT, ErrorInfo.reason FIELD_NOT_SUPPORTED and the field's path: nothing is silently ignored. A field set to what it would mean
-when unset is always accepted. Server.features lists what is supported.
+Fields, events and enum values are only ever added; numbers and defaults never change. A client ignores events and fields
+that it does not know, and treats an unknown enum value as the enum's zero. A field that the server knows and does not
+support yet is refused with INVALID_ARGUMENT, reason FIELD_NOT_SUPPORTED and the field's path: nothing is silently ignored.
+A field set to what it would mean when unset is always accepted. Server.features lists what is supported.
 
 NAMES AND UNITS
-An empty `model` means the server's default model, the first one configured. A token id indexes the model's vocabulary; ids at or above
-the vocabulary's size are INVALID_ARGUMENT. "Characters" are Unicode code points. All counts are in tokens where nothing else is said.
-Where a comment names "unset" for a plain field, the zero value and unset are the same; fields marked optional tell them apart.
+An empty `model` means the server's default model, the first one configured. A token id indexes the model's vocabulary; ids
+at or above the vocabulary's size are INVALID_ARGUMENT. "Characters" are Unicode code points. All counts are in tokens where
+nothing else is said. Where a comment names "unset" for a plain field, the zero value and unset are the same; fields marked
+optional tell them apart.
 
 METADATA
-authorization: "Bearer <token>", where the server asks for one. x-request-id: 1 to 128 visible ASCII characters; echoed in the trailing
-metadata and generated where absent. traceparent: W3C trace context. The caller's deadline is honoured while waiting and while generating.
+authorization: "Bearer <token>", where the server asks for one. x-request-id: 1 to 128 visible ASCII characters; echoed in
+the trailing metadata and generated where absent. traceparent: W3C trace context. The caller's deadline is honoured while
+waiting and while generating.
 
 ERRORS
-Every error that the service raises carries a google.rpc.Status in the trailer grpc-status-details-bin, with an ErrorInfo (domain "mlxrpc",
-reason in UPPER_SNAKE, metadata) and each other detail type at most once:
-  INVALID_ARGUMENT    a field is wrong. BadRequest has every violated field's path, at most 16 and 4 KiB. A prompt longer than the
-                      context: reason PROMPT_TOO_LONG, metadata prompt_tokens and context_length.
+Every error that the service raises carries a google.rpc.Status in the trailer grpc-status-details-bin, with an ErrorInfo
+(domain "mlxrpc", reason in UPPER_SNAKE, metadata) and each other detail type at most once:
+  INVALID_ARGUMENT    a field is wrong. BadRequest has every violated field's path, with a description and a reason; at most
+                      16 and 4 KiB. ErrorInfo.reason is theirs where all share one, else INVALID_REQUEST. A prompt longer
+                      than the context: reason PROMPT_TOO_LONG, metadata prompt_tokens and context_length.
   NOT_FOUND           the model is unknown. ResourceInfo; the nearest known names are in the message.
   FAILED_PRECONDITION the model is known and cannot be loaded, or Resume does not fit. PreconditionFailure.
   RESOURCE_EXHAUSTED  the caller's quota. QuotaFailure, RetryInfo.
-  UNAVAILABLE         queue full, draining, no room for the model in time, or the engine died and the request could not be resumed.
-                      RetryInfo, and the trailer grpc-retry-pushback-ms.
+  UNAVAILABLE         queue full, draining, no room for the model in time, or the engine died and the request could not be
+                      resumed. RetryInfo, and the trailer grpc-retry-pushback-ms.
   DEADLINE_EXCEEDED   the deadline came, or the work ahead cannot finish before it; then ErrorInfo has the estimate.
-  UNAUTHENTICATED, PERMISSION_DENIED  no or a wrong token; a right one without the scope.
+  UNAUTHENTICATED     no token, or a wrong one.
+  PERMISSION_DENIED   a right token without the scope.
   INTERNAL            a bug in the server; the message has the request id and nothing else.
 A client's own deadline, and messages that are too large or cannot be decoded, are answered by gRPC itself, without details.
 """
@@ -208,7 +212,9 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def resume(self) -> Global___Resume:
-        """Goes on with a generation that was cut. Unset: a fresh generation. The response then has only the new text, reasoning and tokens."""
+        """Goes on with a generation that was cut. Unset: a fresh generation. The response then has only the new text, reasoning and
+        tokens.
+        """
 
     @_builtins.property
     def cache(self) -> Global___Cache:
@@ -333,8 +339,9 @@ Global___StreamGenerateRequest: _TypeAlias = StreamGenerateRequest  # noqa: Y015
 
 @_typing.final
 class Input(_message.Message):
-    """A prompt. Exactly one kind must be set, else INVALID_ARGUMENT. A prompt that comes to no token at all is INVALID_ARGUMENT; one that
-    leaves no room for a single new token in the context is INVALID_ARGUMENT with reason PROMPT_TOO_LONG.
+    """A prompt. Exactly one kind must be set, else INVALID_ARGUMENT. A prompt that comes to no token at all is
+    INVALID_ARGUMENT; one that leaves no room for a single new token in the context is INVALID_ARGUMENT with reason
+    PROMPT_TOO_LONG.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -484,8 +491,8 @@ Global___Message: _TypeAlias = Message  # noqa: Y015
 
 @_typing.final
 class Part(_message.Message):
-    """A piece of a message. Exactly one kind must be set. A kind that the model cannot take is INVALID_ARGUMENT with the part's path, never
-    ignored. No address is ever fetched.
+    """A piece of a message. Exactly one kind must be set. A kind that the model cannot take is INVALID_ARGUMENT with the part's
+    path, never ignored. No address is ever fetched.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -567,10 +574,10 @@ class Stop(_message.Message):
     """
     @_builtins.property
     def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end generation. At most 16, each of 1 to 256 characters. Looked for in the text of the answer: not in reasoning that is
-        returned apart, nor in tool calls, nor in the prompt. The earliest match wins, and of those that begin at the same character the
-        one listed first among those complete first. The match and what follows are not part of the text. The token in which the match begins is reported and
-        counted, with its text cut before the match; later tokens are neither reported nor counted.
+        """Texts that end generation. At most 16, each of 1 to 256 characters. Looked for in the text of the answer: not in reasoning
+        that is returned apart, nor in tool calls, nor in the prompt. The one that is complete first wins; of several that are
+        complete at the same character the longest. The match and what follows are not part of the text. The token in which the
+        match begins is reported and counted, with its text cut before the match; later tokens are neither reported nor counted.
         """
 
     @_builtins.property
@@ -614,7 +621,9 @@ class Output(_message.Message):
     Delta.token_ids are always sent.
     """
     reasoning: Global___ReasoningFormat.ValueType
-    """Where reasoning goes, for models with the capability `thinking`. Unset: REASONING_FORMAT_SEPARATE. Without effect for other models."""
+    """Where reasoning goes, for models with the capability `thinking`. Unset: REASONING_FORMAT_SEPARATE. Without effect for other
+    models.
+    """
     def __init__(
         self,
         *,
@@ -634,7 +643,9 @@ Global___Output: _TypeAlias = Output  # noqa: Y015
 
 @_typing.final
 class Tool(_message.Message):
-    """A tool that the model may call. JSON is given as a string, because google.protobuf.Struct loses the order of keys and large integers."""
+    """A tool that the model may call. JSON is given as a string, because google.protobuf.Struct loses the order of keys and
+    large integers.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -753,9 +764,10 @@ Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class Constraint(_message.Message):
-    """What the completion must conform to. Exactly one kind must be set. What cannot be honoured in full is refused with INVALID_ARGUMENT and
-    the cause, never ignored. The completion ends with FINISH_REASON_CONSTRAINT_COMPLETE where nothing more may follow. With max_tokens
-    it can be cut before it conforms; the finish reason then says so. Applies to the answer, not to reasoning before it.
+    """What the completion must conform to. Exactly one kind must be set. What cannot be honoured in full is refused with
+    INVALID_ARGUMENT and the cause, never ignored. The completion ends with FINISH_REASON_CONSTRAINT_COMPLETE where nothing more
+    may follow. With max_tokens it can be cut before it conforms; the finish reason then says so. Applies to the answer, not to
+    reasoning before it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -850,8 +862,8 @@ class Template(_message.Message):
     enable_thinking: _builtins.bool
     """Handed to the template as `enable_thinking`. Unset: not handed over, the template's own default holds."""
     variables: _builtins.str
-    """More variables for the template: a JSON object as text. Names that the server itself sets (messages, tools, add_generation_prompt,
-    continue_final_message, enable_thinking) are INVALID_ARGUMENT. Empty: none.
+    """More variables for the template: a JSON object as text. Names that the server itself sets (messages, tools,
+    add_generation_prompt, continue_final_message, enable_thinking) are INVALID_ARGUMENT. Empty: none.
     """
     def __init__(
         self,
@@ -871,13 +883,15 @@ Global___Template: _TypeAlias = Template  # noqa: Y015
 
 @_typing.final
 class Resume(_message.Message):
-    """Goes on with a generation that was cut, on this or another server with the same model. Send the broken call's request again, with
-    everything else unchanged, and this. The ids are replayed through detokenizer, stop matching and parsers, and generation continues after them:
-    joined with what was already received, text and ids are those of a stream that was never cut.
+    """Goes on with a generation that was cut, on this or another server with the same model. Send the broken call's request again,
+    with everything else unchanged, and this. The ids are replayed through detokenizer, stop matching and parsers, and generation
+    continues after them: joined with what was already received, text and ids are those of a stream that was never cut.
 
-    Only new text, reasoning, tool calls and ids are sent; all complete text of the given ids counts as already received. Where they end inside a
-    character, its text comes with the token that completes it. Stop.max_tokens, Usage and the penalties count the given ids. Ids that have already ended the
-    generation (by max_tokens, a stop token or a stop sequence) give `started` and `finished` at once.
+    Only new text, reasoning, tool calls and ids are sent; all complete text of the given ids counts as already received. Where
+    they end inside a character, its text comes with the token that completes it. Stop.max_tokens, Usage and the penalties count
+    the given ids. Ids that have already ended the generation (by max_tokens, a stop token or a stop sequence) give `started` and
+    `finished` at once. A stop sequence that begins in their text and is completed by new tokens ends the generation too; what
+    was received stands, and nothing more is sent.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -922,14 +936,18 @@ Global___Resume: _TypeAlias = Resume  # noqa: Y015
 
 @_typing.final
 class Cache(_message.Message):
-    """How the prompt cache, which keeps the computed state of earlier prompts' beginnings, may be used. It changes speed, never results."""
+    """How the prompt cache, which keeps the computed state of earlier prompts' beginnings, may be used. It changes speed, never
+    results.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANT_FIELD_NUMBER: _builtins.int
     BYPASS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """State is shared only among requests with an equal tenant. At most 128 characters. Empty: the tenant shared by all who give none."""
+    """State is shared only among requests with an equal tenant. At most 128 characters. Empty: the tenant shared by all who give
+    none.
+    """
     bypass: _builtins.bool
     """True: neither read nor write the cache. False and unset: use it."""
     def __init__(
@@ -958,8 +976,8 @@ class StreamOptions(_message.Message):
     prefill_progress: _builtins.bool
     """True: send prefill_progress events. False and unset: none."""
     min_delta_tokens: _builtins.int
-    """1 to 1,024: a delta is sent once it has this many tokens, or max_delta_delay after its first token, or at the end. Unset: 1. Deltas may
-    be larger whenever the network is slower than the model.
+    """1 to 1,024: a delta is sent once it has this many tokens, or max_delta_delay after its first token, or at the end. Unset:
+    1. Deltas may be larger whenever the network is slower than the model.
     """
     @_builtins.property
     def max_delta_delay(self) -> _duration_pb2.Duration:
@@ -1007,8 +1025,9 @@ class GenerateResponse(_message.Message):
     model: _builtins.str
     """The model that answered: Model.name, also where the request had an alias or nothing."""
     text: _builtins.str
-    """The answer. Bytes that can never become a character are U+FFFD, as Python's incremental UTF-8 decoder puts it; an unfinished
-    character at the end is left out, and its bytes are in `tokens`. Empty is possible.
+    """The answer. Special tokens of the tokenizer have no text. Bytes that can never become a character are U+FFFD, as Python's
+    incremental UTF-8 decoder puts it; an unfinished character at the end is left out, and its bytes are in `tokens`. Empty is
+    possible.
     """
     reasoning: _builtins.str
     """The reasoning before the answer. Empty: there was none, or it is in `text`."""
@@ -1178,9 +1197,9 @@ Global___PrefillProgress: _TypeAlias = PrefillProgress  # noqa: Y015
 
 @_typing.final
 class Delta(_message.Message):
-    """New tokens and exactly their text. Not cumulative: the concatenation of all deltas is the whole. A delta is a whole number of tokens,
-    so the ids and the text received never disagree; tokens are held back while they end inside a character or might begin a stop
-    sequence. What was sent never changes.
+    """New tokens and exactly their text. Not cumulative: the concatenation of all deltas is the whole. A delta is a whole number of
+    tokens, so the ids and the text received never disagree; tokens are held back while they end inside a character or might
+    begin a stop sequence. What was sent never changes.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1191,7 +1210,9 @@ class Delta(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The new text of the answer. May be empty, for tokens that have no text. U+FFFD and unfinished characters as in GenerateResponse.text."""
+    """The new text of the answer. May be empty, for tokens that have no text. Special tokens, U+FFFD and unfinished characters as
+    in GenerateResponse.text.
+    """
     reasoning: _builtins.str
     """The new text of the reasoning. Empty: none, or it is in `text`."""
     @_builtins.property
@@ -1555,8 +1576,8 @@ class ListModelsRequest(_message.Message):
     page_size: _builtins.int
     """The most models to return. 0 and unset: 50. Above 1,000: 1,000. Negative: INVALID_ARGUMENT."""
     page_token: _builtins.str
-    """ListModelsResponse.next_page_token of the page before, with the same filter. Empty: the first page. Any other string, or another filter:
-    INVALID_ARGUMENT.
+    """ListModelsResponse.next_page_token of the page before, with the same filter. Empty: the first page. Any other string, or
+    another filter: INVALID_ARGUMENT.
     """
     @_builtins.property
     def filter(self) -> Global___ListModelsFilter:

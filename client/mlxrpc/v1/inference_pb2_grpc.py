@@ -62,8 +62,8 @@ class InferenceServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generates a completion and returns it whole. The same checks, defaults and results as StreamGenerate: the text equals the concatenation
-        of the stream's deltas byte for byte. Nothing is sent before the request is admitted to a loaded model.
+        """Generates a completion and returns it whole. The same checks, defaults and results as StreamGenerate: the text equals the
+        concatenation of the stream's deltas byte for byte. Nothing is sent before the request is admitted to a loaded model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,8 +72,9 @@ class InferenceServiceServicer:
     def StreamGenerate(self, request, context):
         """Generates a completion and sends it as it is made.
 
-        Events: `started` once, then any number of `prefill_progress`, then any number of `delta`, then `finished` once, then status OK. OK without
-        `finished` never happens. Any other status means that the text so far is partial; see Resume for going on.
+        Events: `started` once, then any number of `prefill_progress`, then any number of `delta`, then `finished` once, then
+        status OK. OK without `finished` never happens. Any other status means that the text so far is partial; see Resume for
+        going on.
 
         Nothing, no initial metadata either, is sent before the request is admitted to a loaded model: until then a call may be retried
         transparently, by gRPC itself. Cancelling the call ends the generation.

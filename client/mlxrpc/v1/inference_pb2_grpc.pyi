@@ -4,32 +4,36 @@ isort:skip_file
 mlxrpc.v1: language models on MLX, served over gRPC.
 
 PROMISES OF v1
-Fields, events and enum values are only ever added; numbers and defaults never change. A client ignores events and fields that it does not
-know, and treats an unknown enum value as the enum's zero. A field that the server knows and does not support yet is refused with
-INVALID_ARGUMENT, ErrorInfo.reason FIELD_NOT_SUPPORTED and the field's path: nothing is silently ignored. A field set to what it would mean
-when unset is always accepted. Server.features lists what is supported.
+Fields, events and enum values are only ever added; numbers and defaults never change. A client ignores events and fields
+that it does not know, and treats an unknown enum value as the enum's zero. A field that the server knows and does not
+support yet is refused with INVALID_ARGUMENT, reason FIELD_NOT_SUPPORTED and the field's path: nothing is silently ignored.
+A field set to what it would mean when unset is always accepted. Server.features lists what is supported.
 
 NAMES AND UNITS
-An empty `model` means the server's default model, the first one configured. A token id indexes the model's vocabulary; ids at or above
-the vocabulary's size are INVALID_ARGUMENT. "Characters" are Unicode code points. All counts are in tokens where nothing else is said.
-Where a comment names "unset" for a plain field, the zero value and unset are the same; fields marked optional tell them apart.
+An empty `model` means the server's default model, the first one configured. A token id indexes the model's vocabulary; ids
+at or above the vocabulary's size are INVALID_ARGUMENT. "Characters" are Unicode code points. All counts are in tokens where
+nothing else is said. Where a comment names "unset" for a plain field, the zero value and unset are the same; fields marked
+optional tell them apart.
 
 METADATA
-authorization: "Bearer <token>", where the server asks for one. x-request-id: 1 to 128 visible ASCII characters; echoed in the trailing
-metadata and generated where absent. traceparent: W3C trace context. The caller's deadline is honoured while waiting and while generating.
+authorization: "Bearer <token>", where the server asks for one. x-request-id: 1 to 128 visible ASCII characters; echoed in
+the trailing metadata and generated where absent. traceparent: W3C trace context. The caller's deadline is honoured while
+waiting and while generating.
 
 ERRORS
-Every error that the service raises carries a google.rpc.Status in the trailer grpc-status-details-bin, with an ErrorInfo (domain "mlxrpc",
-reason in UPPER_SNAKE, metadata) and each other detail type at most once:
-  INVALID_ARGUMENT    a field is wrong. BadRequest has every violated field's path, at most 16 and 4 KiB. A prompt longer than the
-                      context: reason PROMPT_TOO_LONG, metadata prompt_tokens and context_length.
+Every error that the service raises carries a google.rpc.Status in the trailer grpc-status-details-bin, with an ErrorInfo
+(domain "mlxrpc", reason in UPPER_SNAKE, metadata) and each other detail type at most once:
+  INVALID_ARGUMENT    a field is wrong. BadRequest has every violated field's path, with a description and a reason; at most
+                      16 and 4 KiB. ErrorInfo.reason is theirs where all share one, else INVALID_REQUEST. A prompt longer
+                      than the context: reason PROMPT_TOO_LONG, metadata prompt_tokens and context_length.
   NOT_FOUND           the model is unknown. ResourceInfo; the nearest known names are in the message.
   FAILED_PRECONDITION the model is known and cannot be loaded, or Resume does not fit. PreconditionFailure.
   RESOURCE_EXHAUSTED  the caller's quota. QuotaFailure, RetryInfo.
-  UNAVAILABLE         queue full, draining, no room for the model in time, or the engine died and the request could not be resumed.
-                      RetryInfo, and the trailer grpc-retry-pushback-ms.
+  UNAVAILABLE         queue full, draining, no room for the model in time, or the engine died and the request could not be
+                      resumed. RetryInfo, and the trailer grpc-retry-pushback-ms.
   DEADLINE_EXCEEDED   the deadline came, or the work ahead cannot finish before it; then ErrorInfo has the estimate.
-  UNAUTHENTICATED, PERMISSION_DENIED  no or a wrong token; a right one without the scope.
+  UNAUTHENTICATED     no token, or a wrong one.
+  PERMISSION_DENIED   a right token without the scope.
   INTERNAL            a bug in the server; the message has the request id and nothing else.
 A client's own deadline, and messages that are too large or cannot be decoded, are answered by gRPC itself, without details.
 """
@@ -65,14 +69,15 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
-    """Generates a completion and returns it whole. The same checks, defaults and results as StreamGenerate: the text equals the concatenation
-    of the stream's deltas byte for byte. Nothing is sent before the request is admitted to a loaded model.
+    """Generates a completion and returns it whole. The same checks, defaults and results as StreamGenerate: the text equals the
+    concatenation of the stream's deltas byte for byte. Nothing is sent before the request is admitted to a loaded model.
     """
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_inference_pb2.StreamGenerateRequest, _inference_pb2.StreamGenerateResponse]
     """Generates a completion and sends it as it is made.
 
-    Events: `started` once, then any number of `prefill_progress`, then any number of `delta`, then `finished` once, then status OK. OK without
-    `finished` never happens. Any other status means that the text so far is partial; see Resume for going on.
+    Events: `started` once, then any number of `prefill_progress`, then any number of `delta`, then `finished` once, then
+    status OK. OK without `finished` never happens. Any other status means that the text so far is partial; see Resume for
+    going on.
 
     Nothing, no initial metadata either, is sent before the request is admitted to a loaded model: until then a call may be retried
     transparently, by gRPC itself. Cancelling the call ends the generation.
@@ -90,14 +95,15 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generates a completion and returns it whole. The same checks, defaults and results as StreamGenerate: the text equals the concatenation
-    of the stream's deltas byte for byte. Nothing is sent before the request is admitted to a loaded model.
+    """Generates a completion and returns it whole. The same checks, defaults and results as StreamGenerate: the text equals the
+    concatenation of the stream's deltas byte for byte. Nothing is sent before the request is admitted to a loaded model.
     """
     StreamGenerate: _aio.UnaryStreamMultiCallable[_inference_pb2.StreamGenerateRequest, _inference_pb2.StreamGenerateResponse]  # type: ignore[assignment]
     """Generates a completion and sends it as it is made.
 
-    Events: `started` once, then any number of `prefill_progress`, then any number of `delta`, then `finished` once, then status OK. OK without
-    `finished` never happens. Any other status means that the text so far is partial; see Resume for going on.
+    Events: `started` once, then any number of `prefill_progress`, then any number of `delta`, then `finished` once, then
+    status OK. OK without `finished` never happens. Any other status means that the text so far is partial; see Resume for
+    going on.
 
     Nothing, no initial metadata either, is sent before the request is admitted to a loaded model: until then a call may be retried
     transparently, by gRPC itself. Cancelling the call ends the generation.
@@ -118,8 +124,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.GenerateResponse, _abc.Awaitable[_inference_pb2.GenerateResponse]]:
-        """Generates a completion and returns it whole. The same checks, defaults and results as StreamGenerate: the text equals the concatenation
-        of the stream's deltas byte for byte. Nothing is sent before the request is admitted to a loaded model.
+        """Generates a completion and returns it whole. The same checks, defaults and results as StreamGenerate: the text equals the
+        concatenation of the stream's deltas byte for byte. Nothing is sent before the request is admitted to a loaded model.
         """
 
     @_abc_1.abstractmethod
@@ -130,8 +136,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.StreamGenerateResponse], _abc.AsyncIterator[_inference_pb2.StreamGenerateResponse]]:
         """Generates a completion and sends it as it is made.
 
-        Events: `started` once, then any number of `prefill_progress`, then any number of `delta`, then `finished` once, then status OK. OK without
-        `finished` never happens. Any other status means that the text so far is partial; see Resume for going on.
+        Events: `started` once, then any number of `prefill_progress`, then any number of `delta`, then `finished` once, then
+        status OK. OK without `finished` never happens. Any other status means that the text so far is partial; see Resume for
+        going on.
 
         Nothing, no initial metadata either, is sent before the request is admitted to a loaded model: until then a call may be retried
         transparently, by gRPC itself. Cancelling the call ends the generation.

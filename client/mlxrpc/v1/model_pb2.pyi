@@ -105,7 +105,7 @@ class Model(_message.Message):
     max_output_tokens: _builtins.int
     """The most tokens that one completion may have. Unset: only context_length limits it."""
     parameter_count: _builtins.int
-    """The number of parameters, counted before quantization. Unset: not known until the model has been loaded once."""
+    """The number of parameters, counted before quantization. Unset: not known."""
     weights_bytes: _builtins.int
     """The size of the weight files in bytes. Unset: not known."""
     memory_bytes: _builtins.int
@@ -283,9 +283,9 @@ class Sampling(_message.Message):
     min_p, xtc and top_k remove candidates, in this order, each counting the full distribution before temperature; what is left is
     divided by the temperature and drawn from. With temperature 0 the filters have no effect.
 
-    A draw is a function of (seed, absolute position in the sequence, token id) and of the logits. The same request with the same seed
-    repeats its draws whatever runs beside it. Equal tokens across hardware, dtype or batch shape are not promised, because there the
-    logits differ in their last bits.
+    A draw is a function of (seed, absolute position in the sequence, token id) and of the logits. The same request with the
+    same seed repeats its draws whatever runs beside it. Equal tokens across hardware, dtype or batch shape are not promised,
+    because there the logits differ in their last bits.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -346,8 +346,8 @@ class Sampling(_message.Message):
     xtc_threshold: _builtins.float
     """0 to 0.5. Without effect while xtc_probability is 0. Constant: 0.1."""
     repetition_penalty: _builtins.float
-    """Above 0, up to 100. Divides positive and multiplies negative logits of the tokens among the last repetition_context_size of prompt and
-    completion together. 1: off. Constant: 1.0.
+    """Above 0, up to 100. Divides positive and multiplies negative logits of the tokens among the last repetition_context_size of
+    prompt and completion together. 1: off. Constant: 1.0.
     """
     repetition_context_size: _builtins.int
     """How many of the last tokens repetition_penalty looks at. 0: all of prompt and completion. Constant: 20."""
@@ -356,8 +356,8 @@ class Sampling(_message.Message):
     Constant: 0.
     """
     frequency_penalty: _builtins.float
-    """-2 to 2. Subtracted from the logit of a token as many times as the completion already has it; the prompt does not count. 0: off.
-    Constant: 0.
+    """-2 to 2. Subtracted from the logit of a token as many times as the completion already has it; the prompt does not count. 0:
+    off. Constant: 0.
     """
     seed: _builtins.int
     """Any value, 0 included. Unset: the server draws one and reports it in Started.seed or GenerateResponse.seed. Has no default in
