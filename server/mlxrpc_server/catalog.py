@@ -121,11 +121,7 @@ class Catalog:
 
     def __init__(self, configs: Sequence[ModelConfig]) -> None:
         self._entries = [Entry(config) for config in configs]
-        self._by_name = {
-            name: entry
-            for entry in self._entries
-            for name in (entry.config.name, *entry.config.aliases)
-        }
+        self._by_name = {name: entry for entry in self._entries for name in (entry.config.name, *entry.config.aliases)}
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(sorted(self._entries, key=lambda entry: entry.name))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -32,7 +32,8 @@ class Row:
     sampling: Sampling
     max_tokens: int
     stop_ids: frozenset[int]
-    cache: list[Any] | None = None
+    cache: list[Any] = field(default_factory=list)
+    """Its own during prefill; then the KV has it."""
     cached: int = 0
     """Tokens of the context that the cache holds during prefill."""
 
@@ -181,14 +182,13 @@ class Batch:
         chunk = row.context(row.cached, row.cached + min(budget, row.to_prefill))
         if chunk:
             self._model(mx.array([chunk]), cache=row.cache)
-            mx.eval([cache.state for cache in row.cache or ()])
+            mx.eval([cache.state for cache in row.cache])
             row.cached += len(chunk)
         return max(1, len(chunk))
 
     def _join(self, row: Row) -> None:
-        assert row.cache is not None
         self._kv.join(row.cache)
-        row.cache = None
+        row.cache = []
         self._decoding.append(row)
         self._draws = None
 
@@ -207,8 +207,7 @@ class Batch:
         if self._draws is None:
             self._draws = Draws([row.sampling for row in self._decoding])
         positions = mx.array([row.length for row in self._decoding], dtype=mx.uint32)
-        tokens: list[int] = self._draws.draw(logits, positions).tolist()
-        return tokens
+        return cast("list[int]", self._draws.draw(logits, positions).tolist())
 
     def _leave(self, row: Row) -> None:
         """The last row takes the gap, here as in the KV."""

@@ -72,7 +72,7 @@ class Slots:
         places = _Places(self._lengths)
         for layer in self._layers:
             layer.places = places
-        logits: mx.array = self._model(mx.array(tokens)[:, None], cache=self._layers)
+        logits: mx.array = self._model(mx.array(list(tokens))[:, None], cache=self._layers)
         self._lengths = [length + 1 for length in self._lengths]
         return logits[:, -1]
 
@@ -114,9 +114,7 @@ class _Layer:
     def offset(self) -> mx.array:
         return self.places.offsets
 
-    def make_mask(
-        self, _tokens: int, return_array: bool = False, window_size: int | None = None
-    ) -> mx.array | None:
+    def make_mask(self, _tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
         if return_array and window_size is None:
             window_size = self.places.width + 1
         return self.places.mask(window_size)
@@ -142,9 +140,7 @@ class _Layer:
             if stored is not None:
                 stored[target : target + 1, :, :length] = stored[source : source + 1, :, :length]
 
-    def _reserve(
-        self, rows: int, columns: int, keys: mx.array, values: mx.array
-    ) -> tuple[mx.array, mx.array]:
+    def _reserve(self, rows: int, columns: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self._keys = _grown(self._keys, rows, columns, keys)
         self._values = _grown(self._values, rows, columns, values)
         return self._keys, self._values

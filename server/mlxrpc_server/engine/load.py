@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
 
@@ -63,7 +62,7 @@ def load(path: Path, report: Report) -> Loaded:
         kv=kv,
         vocabulary_size=_logits_width(model, probe[0]),
         dtype=dtype,
-        parameter_count=int(mlx_lm_utils.get_total_parameters(model)),
+        parameter_count=int(mlx_lm_utils.get_total_parameters(model)),  # type: ignore[no-untyped-call]
     )
 
 
@@ -89,8 +88,9 @@ def _read(path: Path) -> Any:
 
 def _settle(model: Any) -> mx.Dtype:
     """Brings every array into memory, in the dtype that this device is good at; gives that dtype."""
-    floats = {array.dtype for _, array in tree_flatten(model.parameters()) if mx.issubdtype(array.dtype, mx.floating)}
-    quantized = any(name.endswith(".scales") for name, _ in tree_flatten(model.parameters()))
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    floats = {array.dtype for array in parameters.values() if mx.issubdtype(array.dtype, mx.floating)}
+    quantized = any(name.endswith(".scales") for name in parameters)
     # On a CPU, half-precision products are plain loops, many times slower than float32.
     if mx.default_device() == mx.Device(mx.cpu) and not quantized and floats != {mx.float32}:
         model.set_dtype(mx.float32)
@@ -99,14 +99,10 @@ def _settle(model: Any) -> mx.Dtype:
     return mx.bfloat16 if mx.bfloat16 in floats else mx.float16 if mx.float16 in floats else mx.float32
 
 
-def _arrays(model: nn.Module) -> list[mx.array]:
+def _arrays(model: Any) -> list[mx.array]:
     """Also those under names with an underscore, which `parameters()` leaves out: YaRN keeps its frequencies there."""
-    found: list[mx.array] = []
-    for module in model.modules():
-        for value in [*module.values(), *vars(module).values()]:
-            if isinstance(value, mx.array):
-                found.append(value)
-    return found
+    values = (value for module in model.modules() for value in (*module.values(), *vars(module).values()))
+    return [value for value in values if isinstance(value, mx.array)]
 
 
 def _probe_tokens(model: Any) -> list[list[int]]:

@@ -22,9 +22,7 @@ class Line(Protocol):
 
 
 class Loop:
-    def __init__(
-        self, line: Line, batch: Batch, vocabulary_size: int, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, line: Line, batch: Batch, vocabulary_size: int, clock: Callable[[], float]) -> None:
         self._line = line
         self._batch = batch
         self._vocabulary_size = vocabulary_size

@@ -112,4 +112,4 @@ def _keep_top_k(logprobs: mx.array, top_k: mx.array) -> mx.array:
 
 
 def _column(values: Sequence[float]) -> mx.array:
-    return mx.array(values, dtype=mx.float32)[:, None]
+    return mx.array(list(values), dtype=mx.float32)[:, None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -24,7 +25,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """What travels, in either direction."""
 
 
-class Load(Message):
+class Load(Message, frozen=True):
     """The first message down: which model to load and within which limits to run it."""
 
     name: str
@@ -35,7 +36,7 @@ class Load(Message):
     """The most prompt tokens that one step prefills."""
 
 
-class Submit(Message):
+class Submit(Message, frozen=True):
     """Begin a row, or take it up again behind the tokens that it had already produced."""
 
     row: RowId
@@ -47,25 +48,25 @@ class Submit(Message):
     stop_ids: list[int]
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     row: RowId
 
 
-class Shutdown(Message):
+class Shutdown(Message, frozen=True):
     pass
 
 
 Down = Load | Submit | Cancel | Shutdown
 
 
-class Progress(Message):
+class Progress(Message, frozen=True):
     """How far the load has come; `fraction` is of the whole load."""
 
     stage: str
     fraction: float
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """Loaded, warm and tested. The facts are measured, not taken from files."""
 
     vocabulary_size: int
@@ -90,7 +91,7 @@ class Left(enum.IntEnum):
     """The worker could not take the row at all: an id out of range, or nothing to feed."""
 
 
-class Step(Message):
+class Step(Message, frozen=True):
     """All that one step did. A row that left is in `left`, its last token (if any) in the same frame."""
 
     step: int
@@ -105,7 +106,7 @@ class Step(Message):
     """The whole step."""
 
 
-class Stats(Message):
+class Stats(Message, frozen=True):
     """What the worker holds, sent when it changes to idle and about once a second while it is not."""
 
     step: int
@@ -114,7 +115,7 @@ class Stats(Message):
     memory_bytes: int
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """The model cannot be loaded; the worker ends after this."""
 
     cause: str
@@ -131,15 +132,14 @@ def encode(message: Message) -> bytes:
 class Frames:
     """Bytes in, messages out, however the bytes were cut."""
 
-    def __init__(self, union: object) -> None:
+    def __init__(self, union: Any) -> None:
         self._decoder = msgspec.msgpack.Decoder(union)
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
         self._buffer += data
         while (frame := self._next()) is not None:
-            message = self._decoder.decode(frame)
-            assert isinstance(message, Message)
+            message: Message = self._decoder.decode(frame)
             yield message
 
     def _next(self) -> bytes | None:
