@@ -296,9 +296,7 @@ def _from_table(table: Mapping[str, Any], place: int) -> ModelConfig:
     for key in ("name", "source"):
         if key not in table:
             raise ConfigError(f"{where}: {key!r} is missing")
-    values = {
-        key: _read(read, table[key], f"{where}.{key}") for key, read in _MODEL_KEYS.items() if key in table
-    }
+    values = {key: _read(read, table[key], f"{where}.{key}") for key, read in _MODEL_KEYS.items() if key in table}
     return ModelConfig(**values, defaults=_defaults(table.get("defaults", {}), f"{where}.defaults"))
 
 

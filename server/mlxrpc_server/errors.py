@@ -129,9 +129,7 @@ class DeadlineTooShort(ServerError):
 
     def __init__(self, estimate: float, remaining: float) -> None:
         self.estimate = estimate
-        super().__init__(
-            f"the first token is about {estimate:.2f} s away and the deadline leaves {remaining:.2f} s"
-        )
+        super().__init__(f"the first token is about {estimate:.2f} s away and the deadline leaves {remaining:.2f} s")
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -369,8 +369,7 @@ def _limit(request: Request, entry: Entry, prompt_tokens: int) -> tuple[int, Fin
             raise InvalidRequest([Violation("stop.max_tokens", sentence)])
         if wanted > room:
             sentence = (
-                f"the prompt is {prompt_tokens:,} tokens and max_tokens {wanted:,}:"
-                f" the model takes {context:,} in all"
+                f"the prompt is {prompt_tokens:,} tokens and max_tokens {wanted:,}: the model takes {context:,} in all"
             )
             raise PromptTooLong("stop.max_tokens", sentence, prompt_tokens, context)
         return wanted, FinishReason.MAX_TOKENS

@@ -118,9 +118,7 @@ class Server:
         await self._grpc.stop(self._config.drain_timeout)
         log.info("drained", extra={"open_calls": self._calls.open})
 
-    def _make(
-        self, entry: Entry, health: Callable[[ModelHealth], None], lost: Callable[[ServerError], None]
-    ) -> Model:
+    def _make(self, entry: Entry, health: Callable[[ModelHealth], None], lost: Callable[[ServerError], None]) -> Model:
         load = wire.Load(
             name=entry.name,
             path=str(entry.config.source),
@@ -132,9 +130,7 @@ class Server:
 
     async def _listen(self, address: str) -> tuple[grpc.aio.Server, str]:
         server = grpc.aio.server(options=OPTIONS)
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(self._service, self._calls), server
-        )
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(self._service, self._calls), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         names = (
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
@@ -146,9 +142,7 @@ class Server:
 
     async def _listen_admin(self, address: str) -> tuple[grpc.aio.Server, str]:
         server = grpc.aio.server(options=OPTIONS)
-        admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(
-            ModelAdminService(self._service, self._calls), server
-        )
+        admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(ModelAdminService(self._service, self._calls), server)
         name = admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"].full_name
         reflection.enable_server_reflection((name, reflection.SERVICE_NAME), server)
         return server, await _bound(server, address)
