@@ -1,0 +1,464 @@
+"""Requests as they arrive into requests as they are meant.
+
+Every violation is collected into one InvalidRequest, by the field's path in the proto. Knows what the contract allows
+and which of it this server offers; nothing of models, so whatever needs a vocabulary or a context is checked later.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from mlxrpc.v1 import inference_pb2 as pb
+from mlxrpc.v1 import model_pb2
+from mlxrpc_server import listing, types
+from mlxrpc_server.errors import InvalidRequest, Violation, not_supported, shortened
+from mlxrpc_server.types import ModelName, RequestId
+
+GenerationRequest = pb.GenerateRequest | pb.StreamGenerateRequest
+
+FEATURES = ("cache", "output.reasoning", "output.token_ids", "resume", "stream_options", "template")
+"""The optional fields that are honoured here; Server.features. The others are refused below."""
+
+ROLES = {
+    pb.ROLE_SYSTEM: "system",
+    pb.ROLE_USER: "user",
+    pb.ROLE_ASSISTANT: "assistant",
+    pb.ROLE_TOOL: "tool",
+}
+
+MAX_SEQUENCES = 16
+MAX_SEQUENCE_LENGTH = 256
+MAX_STOP_IDS = 256
+MAX_LOGPROBS = 20
+MAX_BIASES = 1024
+MAX_NAME_LENGTH = 64
+MAX_TENANT_LENGTH = 128
+MAX_QUERY_LENGTH = 256
+MAX_DELTA_TOKENS = 1024
+MAX_DELTA_DELAY_NS = 10 * 10**9
+
+ENGINE_MAX_TOP_K = 2**31 - 1
+"""More means the same, since no vocabulary is so large, and the engine counts in 32 bits with a sign."""
+
+MAX_FAULTS = 1000
+"""A request with so many faults is answered before the rest of it is read: nobody is shown more, and each takes memory."""
+
+SERVER_VARIABLES = ("messages", "tools", "add_generation_prompt", "continue_final_message", "enable_thinking")
+
+_LAST_SECOND = 253_402_300_798
+"""The last but one of the year 9999: later ones round up into a year that no calendar here has."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountRequest:
+    """A prompt to be counted, found well formed."""
+
+    model: ModelName
+    input: types.Input
+    return_token_ids: bool
+    return_prompt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    low: float
+    high: float
+    above: bool = False
+    """Whether `low` itself is outside."""
+
+    def __contains__(self, value: float) -> bool:
+        """Never true of NaN."""
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"at least {self.low:g}"
+        return f"above {self.low:g} and at most {self.high:g}" if self.above else f"{self.low:g} to {self.high:g}"
+
+
+_SAMPLING = {
+    "temperature": _Range(0, 100),
+    "top_p": _Range(0, 1, above=True),
+    "min_p": _Range(0, 1),
+    "min_tokens_to_keep": _Range(1, math.inf),
+    "xtc_probability": _Range(0, 1),
+    "xtc_threshold": _Range(0, 0.5),
+    "repetition_penalty": _Range(0, 100, above=True),
+    "repetition_context_size": _Range(0, math.inf),
+    "presence_penalty": _Range(-2, 2),
+    "frequency_penalty": _Range(-2, 2),
+}
+_BIAS = _Range(-100, 100)
+
+_SAMPLING_UNSUPPORTED = {
+    "min_tokens_to_keep": 1,
+    "xtc_probability": 0,
+    "xtc_threshold": 0.1,
+    "repetition_penalty": 1,
+    "repetition_context_size": 20,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
+"""What is not offered yet, with the value that means what unset means: that one is always accepted."""
+
+
+class Faults:
+    """What has been found wrong with one request so far."""
+
+    def __init__(self) -> None:
+        self._found: list[Violation] = []
+
+    def add(self, path: str, description: str) -> None:
+        self._add(Violation(path, description))
+
+    def not_supported(self, path: str) -> None:
+        self._add(not_supported(path))
+
+    def refuse_any(self) -> None:
+        if self._found:
+            self._refuse()
+
+    def _add(self, violation: Violation) -> None:
+        self._found.append(violation)
+        if len(self._found) >= MAX_FAULTS:
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise InvalidRequest(self._found)
+
+
+def generation(request: GenerationRequest, id: RequestId) -> types.Request:
+    """One logic for both RPCs: a stream's request has its options in addition."""
+    faults = Faults()
+    _refuse_unsupported(request, faults)
+    parsed = types.Request(
+        id=id,
+        model=ModelName(request.model),
+        input=_input(request, faults),
+        sampling=_sampling(request.sampling, faults),
+        seed=request.sampling.seed if request.sampling.HasField("seed") else None,
+        stop=_stop(request.stop, faults),
+        resume=_resume(request, faults) if request.HasField("resume") else None,
+        token_details=_output(request.output, faults),
+        prefill_progress=_wants_progress(request),
+        coalescing=_coalescing(request, faults),
+    )
+    faults.refuse_any()
+    return parsed
+
+
+def count(request: pb.CountTokensRequest) -> CountRequest:
+    faults = Faults()
+    if request.tools:
+        faults.not_supported("tools")
+    parsed = CountRequest(
+        model=ModelName(request.model),
+        input=_input(request, faults),
+        return_token_ids=request.return_token_ids,
+        return_prompt=request.return_prompt,
+    )
+    faults.refuse_any()
+    return parsed
+
+
+def list_models(request: pb.ListModelsRequest) -> listing.Page:
+    faults = Faults()
+    if request.page_size < 0:
+        faults.add("page_size", f"{request.page_size} is negative")
+    wanted = _filter(request.filter, faults)
+    faults.refuse_any()
+    after = listing.read_token(request.page_token, wanted)
+    if after is None:
+        faults.add("page_token", "is not one that this filter's previous page gave")
+    faults.refuse_any()
+    return listing.Page(listing.page_size(request.page_size), after or "", wanted)
+
+
+def _refuse_unsupported(request: GenerationRequest, faults: Faults) -> None:
+    if request.tools:
+        faults.not_supported("tools")
+    if request.HasField("tool_choice"):
+        _refuse_tool_choice(request.tool_choice, faults)
+    if request.HasField("constraint"):
+        _refuse_constraint(request.constraint, faults)
+    # There is no prompt cache yet: nothing is shared among tenants, and every request bypasses it.
+    if len(request.cache.tenant) > MAX_TENANT_LENGTH:
+        _too_long(faults, "cache.tenant", request.cache.tenant, MAX_TENANT_LENGTH)
+
+
+def _refuse_tool_choice(given: pb.ToolChoice, faults: Faults) -> None:
+    """NONE is what unset means where there are no tools."""
+    match given.WhichOneof("kind"):
+        case None:
+            faults.add("tool_choice", "a mode or a name must be set")
+        case "mode" if given.mode == pb.ToolChoice.MODE_UNSPECIFIED:
+            faults.add("tool_choice.mode", "must not be MODE_UNSPECIFIED")
+        case "mode" if given.mode == pb.ToolChoice.MODE_NONE:
+            pass
+        case kind:
+            faults.not_supported(f"tool_choice.{kind}")
+
+
+def _refuse_constraint(given: pb.Constraint, faults: Faults) -> None:
+    kind = given.WhichOneof("kind")
+    if kind is None:
+        faults.add("constraint", "exactly one kind must be set")
+    else:
+        faults.not_supported(f"constraint.{kind}")
+
+
+def _input(request: GenerationRequest | pb.CountTokensRequest, faults: Faults) -> types.Input:
+    given = request.input
+    kind = given.WhichOneof("kind")
+    if kind == "conversation":
+        return _conversation(given.conversation, request.template, faults)
+    if request.template.ByteSize():
+        faults.add("template", "goes only with input.conversation")
+    if kind == "text":
+        return types.TextInput(given.text)
+    if kind is None:
+        faults.add("input", "is required: text, conversation or token_ids")
+    elif not given.token_ids.ids:
+        faults.add("input.token_ids.ids", "the prompt is empty: at least one id is needed")
+    return types.TokenInput(tuple(given.token_ids.ids))
+
+
+def _conversation(given: pb.Conversation, template: pb.Template, faults: Faults) -> types.Conversation:
+    path = "input.conversation"
+    if not given.messages:
+        faults.add(f"{path}.messages", "the prompt is empty: at least one message is needed")
+    if given.continue_final_message:
+        faults.not_supported(f"{path}.continue_final_message")
+    return types.Conversation(
+        messages=tuple(
+            _message(message, f"{path}.messages[{place}]", faults) for place, message in enumerate(given.messages)
+        ),
+        enable_thinking=template.enable_thinking if template.HasField("enable_thinking") else None,
+        variables=_variables(template.variables, faults),
+    )
+
+
+def _message(given: pb.Message, path: str, faults: Faults) -> types.Message:
+    _check_role(given, path, faults)
+    if len(given.name) > MAX_NAME_LENGTH:
+        _too_long(faults, f"{path}.name", given.name, MAX_NAME_LENGTH)
+    if not given.parts and not given.reasoning and not given.tool_calls:
+        faults.add(f"{path}.parts", "at least one part is needed; it may be an empty text")
+    return types.Message(
+        role=ROLES.get(given.role, ""),
+        content="".join([_text(part, path, place, faults) for place, part in enumerate(given.parts)]),
+        name=given.name or None,
+        reasoning=given.reasoning or None,
+        tool_call_id=given.tool_call_id or None,
+    )
+
+
+def _check_role(given: pb.Message, path: str, faults: Faults) -> None:
+    """That the role is one, and that the message has no fields of another's."""
+    if given.role not in ROLES:
+        faults.add(f"{path}.role", f"must be system, user, assistant or tool; {given.role} is none of them")
+    if given.tool_calls and given.role == pb.ROLE_ASSISTANT:
+        faults.not_supported(f"{path}.tool_calls")
+    elif given.tool_calls:
+        faults.add(f"{path}.tool_calls", "only an assistant's message has tool calls")
+    if given.reasoning and given.role != pb.ROLE_ASSISTANT:
+        faults.add(f"{path}.reasoning", "only an assistant's message has reasoning")
+    if given.tool_call_id and given.role != pb.ROLE_TOOL:
+        faults.add(f"{path}.tool_call_id", "only a tool's message has a tool_call_id")
+
+
+def _text(part: pb.Part, path: str, place: int, faults: Faults) -> str:
+    """A part's text. The path is put together only for a fault: most parts have none."""
+    kind = part.WhichOneof("kind")
+    if kind is None:
+        faults.add(f"{path}.parts[{place}]", "exactly one kind must be set")
+    elif kind != "text":
+        faults.not_supported(f"{path}.parts[{place}].{kind}")
+    return part.text
+
+
+def _variables(given: str, faults: Faults) -> dict[str, Any]:
+    if not given:
+        return {}
+    path = "template.variables"
+    try:
+        variables = json.loads(given, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        faults.add(path, f"is not JSON: {shortened(str(error))}")
+        return {}
+    if not isinstance(variables, dict):
+        faults.add(path, "is not a JSON object")
+        return {}
+    for name in SERVER_VARIABLES:
+        if name in variables:
+            faults.add(path, f"{name!r} is the server's to give")
+    return variables
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Python's parser takes NaN and Infinity, which JSON has not."""
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _sampling(given: model_pb2.Sampling, faults: Faults) -> types.SamplingChoice:
+    values = {field.name: value for field, value in given.ListFields()}
+    for name, bounds in _SAMPLING.items():
+        if name in values:
+            _check_setting(name, values[name], bounds, faults)
+    _refuse_bias(given, faults)
+    top_k = values.get("top_k")
+    return types.SamplingChoice(
+        temperature=values.get("temperature"),
+        top_p=values.get("top_p"),
+        top_k=None if top_k is None else min(top_k, ENGINE_MAX_TOP_K),
+        min_p=values.get("min_p"),
+    )
+
+
+def _check_setting(name: str, value: float, bounds: _Range, faults: Faults) -> None:
+    if value not in bounds:
+        faults.add(f"sampling.{name}", f"{value:g} is not {bounds}")
+    elif value != _SAMPLING_UNSUPPORTED.get(name, value):
+        faults.not_supported(f"sampling.{name}")
+
+
+def _refuse_bias(given: model_pb2.Sampling, faults: Faults) -> None:
+    if len(given.logit_bias) > MAX_BIASES:
+        faults.add("sampling.logit_bias", f"has {len(given.logit_bias):,} entries; at most {MAX_BIASES:,} are allowed")
+    elif given.logit_bias:
+        faults.not_supported("sampling.logit_bias")
+    for token, bias in sorted(given.logit_bias.items()):
+        if bias not in _BIAS:
+            faults.add(f"sampling.logit_bias[{token}]", f"{bias:g} is not {_BIAS}")
+
+
+def _stop(given: pb.Stop, faults: Faults) -> types.Stop:
+    max_tokens = given.max_tokens if given.HasField("max_tokens") else None
+    if max_tokens == 0:
+        faults.add("stop.max_tokens", "0 is not at least 1")
+    if max_tokens is not None and given.min_tokens > max_tokens:
+        faults.add("stop.min_tokens", f"{given.min_tokens:,} is more than max_tokens, {max_tokens:,}")
+    elif given.min_tokens:
+        faults.not_supported("stop.min_tokens")
+    _check_sequences(given.sequences, faults)
+    if len(given.token_ids) > MAX_STOP_IDS:
+        faults.add("stop.token_ids", f"has {len(given.token_ids):,} ids; at most {MAX_STOP_IDS} are allowed")
+    return types.Stop(
+        max_tokens=max_tokens,
+        sequences=tuple(given.sequences),
+        token_ids=tuple(given.token_ids),
+        ignore_eos=given.ignore_eos,
+    )
+
+
+def _check_sequences(sequences: Sequence[str], faults: Faults) -> None:
+    if len(sequences) > MAX_SEQUENCES:
+        faults.add("stop.sequences", f"has {len(sequences):,} sequences; at most {MAX_SEQUENCES} are allowed")
+    for place, sequence in enumerate(sequences):
+        if not sequence:
+            faults.add(f"stop.sequences[{place}]", "is empty; a sequence has 1 to 256 characters")
+        elif len(sequence) > MAX_SEQUENCE_LENGTH:
+            _too_long(faults, f"stop.sequences[{place}]", sequence, MAX_SEQUENCE_LENGTH)
+
+
+def _output(given: pb.Output, faults: Faults) -> bool:
+    """Whether tokens are told in detail.
+
+    No model here has the capability `thinking`, so both formats of reasoning come to the same, as the contract says.
+    """
+    if given.logprobs > MAX_LOGPROBS:
+        faults.add("output.logprobs", f"{given.logprobs} is not 0 to {MAX_LOGPROBS}")
+    elif given.HasField("logprobs"):
+        faults.not_supported("output.logprobs")
+    if given.reasoning not in pb.ReasoningFormat.values():
+        faults.add("output.reasoning", f"{given.reasoning} is no format that this server knows")
+    return given.token_ids
+
+
+def _resume(request: GenerationRequest, faults: Faults) -> types.Resume:
+    given = request.resume
+    _check_resumed_seed(request, faults)
+    if not given.fingerprint:
+        faults.add("resume.fingerprint", "is required")
+    if request.stop.HasField("max_tokens") and len(given.token_ids) > request.stop.max_tokens:
+        sentence = f"has {len(given.token_ids):,} ids, more than max_tokens, {request.stop.max_tokens:,}"
+        faults.add("resume.token_ids", sentence)
+    return types.Resume(
+        token_ids=tuple(given.token_ids),
+        seed=given.seed,
+        fingerprint=given.fingerprint,
+        create_time=_create_time(given, faults),
+    )
+
+
+def _check_resumed_seed(request: GenerationRequest, faults: Faults) -> None:
+    seed = request.resume.seed
+    if not request.resume.HasField("seed"):
+        faults.add("resume.seed", "is required")
+    elif request.sampling.HasField("seed") and request.sampling.seed != seed:
+        faults.add("sampling.seed", f"{request.sampling.seed} is neither unset nor equal to resume.seed, {seed}")
+
+
+def _create_time(given: pb.Resume, faults: Faults) -> float:
+    if not given.HasField("create_time"):
+        faults.add("resume.create_time", "is required")
+    elif not _is_a_time(given.create_time):
+        faults.add("resume.create_time", "is not a time between the years 1970 and 9999")
+    return given.create_time.seconds + given.create_time.nanos / 1e9
+
+
+def _is_a_time(given: Timestamp) -> bool:
+    return 0 <= given.seconds <= _LAST_SECOND and 0 <= given.nanos < 10**9
+
+
+def _wants_progress(request: GenerationRequest) -> bool:
+    return isinstance(request, pb.StreamGenerateRequest) and request.stream_options.prefill_progress
+
+
+def _coalescing(request: GenerationRequest, faults: Faults) -> types.Coalescing:
+    usual = types.Coalescing()
+    if not isinstance(request, pb.StreamGenerateRequest):
+        return usual
+    given = request.stream_options
+    min_tokens = given.min_delta_tokens if given.HasField("min_delta_tokens") else usual.min_tokens
+    if not 1 <= min_tokens <= MAX_DELTA_TOKENS:
+        faults.add("stream_options.min_delta_tokens", f"{min_tokens:,} is not 1 to {MAX_DELTA_TOKENS:,}")
+    if not given.HasField("max_delta_delay"):
+        return types.Coalescing(min_tokens, usual.max_delay)
+    return types.Coalescing(min_tokens, _delay(given.max_delta_delay, faults))
+
+
+def _delay(given: Duration, faults: Faults) -> float:
+    nanoseconds = given.seconds * 10**9 + given.nanos
+    if abs(given.nanos) >= 10**9 or given.seconds * given.nanos < 0:
+        faults.add("stream_options.max_delta_delay", "is not a valid duration")
+    elif not 0 < nanoseconds <= MAX_DELTA_DELAY_NS:
+        sentence = f"{nanoseconds / 1e9:g} s is not above 0 and at most {MAX_DELTA_DELAY_NS / 1e9:g} s"
+        faults.add("stream_options.max_delta_delay", sentence)
+    return nanoseconds / 1e9
+
+
+def _filter(given: pb.ListModelsFilter, faults: Faults) -> listing.Filter:
+    known = set(model_pb2.ModelState.values()) - {model_pb2.MODEL_STATE_UNSPECIFIED}
+    for place, state in enumerate(given.states):
+        if state not in known:
+            faults.add(f"filter.states[{place}]", f"{state} is no state that a model can be in")
+    if len(given.query) > MAX_QUERY_LENGTH:
+        _too_long(faults, "filter.query", given.query, MAX_QUERY_LENGTH)
+    return listing.Filter(
+        states=frozenset(given.states),
+        words=frozenset(given.query.casefold().split()),
+        max_size_bytes=given.max_size_bytes if given.HasField("max_size_bytes") else None,
+        capabilities=listing.capability_names(given.capabilities),
+    )
+
+
+def _too_long(faults: Faults, path: str, given: str, most: int) -> None:
+    faults.add(path, f"{shortened(given)!r} has {len(given):,} characters; at most {most} are allowed")
