@@ -73,6 +73,10 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return Tokenizer.load(saved(tmp_path_factory.mktemp("tokenizer"), request.param()))
 
 
+def mlx_lm_tokenizer(folder: Path) -> Any:
+    return importlib.import_module("mlx_lm.utils").load_tokenizer(folder, {"local_files_only": True})
+
+
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
     stream = TextStream(tokenizer.vocabulary)
     return "".join(stream.push([token]).text for token in ids) + stream.finish().text
@@ -115,6 +119,22 @@ def test_the_vocabulary_reaches_to_the_highest_id(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(saved(tmp_path, rust, bos_token=None, eos_token=None))
     assert tokenizer.vocabulary_size == len(tokenizer.vocabulary) == 10
     assert (tokenizer.vocabulary.opening(9), tokenizer.vocabulary.piece(9)) == (b"far", b" far")
+
+
+@pytest.mark.parametrize("settings", [{}, {"split_special_tokens": True}, {"tokenizer_class": "NewlineTokenizer"}])
+@pytest.mark.parametrize("special", [True, False])
+def test_ids_are_those_of_mlx_lm(tmp_path: Path, settings: dict[str, Any], special: bool) -> None:
+    rust = with_begin(byte_level())
+    rust.enable_truncation(4)
+    rust.enable_padding(length=8)
+    theirs = mlx_lm_tokenizer(saved(tmp_path, rust, **settings))
+    ours = Tokenizer.load(tmp_path)
+
+    @given(st.lists(TEXTS | st.sampled_from([*SPECIAL, "<think>", "\n", " "])).map("".join))
+    def check(text: str) -> None:
+        assert ours.encode(text, special=special) == theirs.encode(text, add_special_tokens=special)
+
+    check()
 
 
 # Special tokens and BOS
@@ -180,8 +200,7 @@ def test_a_template_renders_as_in_transformers(tmp_path: Path, template: str) ->
         {"role": "user", "content": " a<b ", "reasoning_content": "why"},
         {"role": "assistant", "content": "😀"},
     ]
-    wrapper = importlib.import_module("mlx_lm.utils").load_tokenizer(tmp_path, {"local_files_only": True})
-    theirs = wrapper.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    theirs = mlx_lm_tokenizer(tmp_path).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokenizer.render(conversation, NOON) == theirs
 
 
