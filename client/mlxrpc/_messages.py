@@ -127,7 +127,9 @@ def tool_call(given: ToolCallLike) -> ToolCall:
     if isinstance(given, ToolCall):
         return given
     _only(given, {"id", "name", "arguments"}, "a tool call")
-    return ToolCall(id=given.get("id", ""), name=given.get("name", ""), arguments=json_text(given.get("arguments", "{}")))
+    return ToolCall(
+        id=given.get("id", ""), name=given.get("name", ""), arguments=json_text(given.get("arguments", "{}"))
+    )
 
 
 def json_text(value: object) -> str:

@@ -19,7 +19,7 @@ class FinishReason(StrEnum):
     """Why a generation ended; also a plain str: `completion.finish_reason == "max_tokens"`."""
 
     UNSPECIFIED = "unspecified"  # a reason that this version of the client does not know
-    STOP_TOKEN = "stop_token"  # noqa: S105 -- not a password
+    STOP_TOKEN = "stop_token"
     STOP_SEQUENCE = "stop_sequence"
     MAX_TOKENS = "max_tokens"
     CONTEXT_LENGTH = "context_length"

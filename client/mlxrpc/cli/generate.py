@@ -1,0 +1,91 @@
+"""`mlxrpc generate`: prints a completion as it is made."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from mlxrpc._results import Completion
+from mlxrpc._sync import Client, Stream
+from mlxrpc.cli import connection, prompt, terminal
+
+# What is handed to the client under the same name.
+OPTIONS = (
+    "model",
+    "enable_thinking",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "max_tokens",
+    "stop",
+    "ignore_eos",
+)
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("generate", help="generate text", description="Prints a completion as it is made.")
+    parser.set_defaults(run=run)
+    prompt.add(parser)
+    parser.add_argument("--json", action="store_true", help="print the whole response as JSON, at the end")
+    parser.add_argument("--stats", action="store_true", help="print counts and speed to stderr, at the end")
+    ends = parser.add_argument_group("end")
+    ends.add_argument("-n", "--max-tokens", type=int, metavar="N")
+    ends.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    ends.add_argument("--ignore-eos", action="store_true", default=None, help="go on where the model would end")
+    sampling = parser.add_argument_group("sampling (default: the model's own)")
+    sampling.add_argument("-t", "--temperature", type=float, metavar="X", help="0: always the most probable token")
+    sampling.add_argument("--top-p", type=float, metavar="X")
+    sampling.add_argument("--top-k", type=int, metavar="N")
+    sampling.add_argument("--min-p", type=float, metavar="X")
+    sampling.add_argument("--repetition-penalty", type=float, metavar="X")
+    sampling.add_argument("--presence-penalty", type=float, metavar="X")
+    sampling.add_argument("--frequency-penalty", type=float, metavar="X")
+    sampling.add_argument("--seed", type=int, metavar="N", help="repeat the draws of an earlier call")
+    connection.add(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    given = prompt.prompt_from(arguments)
+    options = {name: getattr(arguments, name) for name in OPTIONS}
+    with connection.client(arguments) as client:
+        completion = (_whole if arguments.json else _streamed)(client, given, options)
+    if arguments.stats:
+        terminal.say(_stats(completion))
+    return terminal.OK
+
+
+def _whole(client: Client, given: Any, options: dict[str, Any]) -> Completion:
+    completion = client.generate(given, **options)
+    terminal.print_json(*terminal.as_json(completion.proto))
+    return completion
+
+
+def _streamed(client: Client, given: Any, options: dict[str, Any]) -> Completion:
+    with client.stream(given, **options) as stream:
+        try:
+            _print(stream)
+        finally:
+            if stream.text and not stream.text.endswith("\n"):
+                print(flush=True)
+        return stream.result()
+
+
+def _print(stream: Stream) -> None:
+    for delta in stream:
+        sys.stdout.write(delta.text)
+        sys.stdout.flush()
+
+
+def _stats(completion: Completion) -> str:
+    usage, timings = completion.usage, completion.timings
+    first = f", first after {timings.time_to_first_token:.2f} s" if timings.time_to_first_token is not None else ""
+    return (
+        f"{completion.model}: {usage.prompt_tokens} + {usage.completion_tokens} tokens{first},"
+        f" {timings.tokens_per_second:.1f} tokens/s, {completion.finish_reason}, seed {completion.seed}"
+    )
