@@ -71,7 +71,7 @@ class Tokenizer:
         """The template's text, open for the assistant's turn.
 
         `create_time` is the only clock that a Jinja template sees, in UTC; a resumed stream renders the same.
-        With `enable_thinking` unset a model thinks if its vocabulary has marks for it, as in mlx-lm.
+        With `enable_thinking` unset, the template's own default holds.
         """
         return template.render(partial(self._fill, conversation, create_time), conversation)
 
@@ -98,8 +98,7 @@ class Tokenizer:
         if _renders_in_python(wrapper):
             filled: str = wrapper.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
             return filled
-        unset = {"documents": None, "enable_thinking": wrapper.has_thinking}
-        everything = {**wrapper.special_tokens_map, **unset, **variables}
+        everything = {**wrapper.special_tokens_map, "documents": None, **variables}
         return template.jinja(wrapper.get_chat_template(), everything, create_time, messages)
 
     def _added_begin(self) -> str:

@@ -187,7 +187,7 @@ TEMPLATES = [
     "{% for m in messages %}\n{{ m.role }}: {{ m['content'] | trim }}\n{% endfor %}\n{{ bos_token }}",
     "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}",
     "{%- set ns = namespace(n=0) -%}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-    "{% if tools %}T{% endif %}{% if add_generation_prompt %}G{% endif %}{{ enable_thinking }}",
+    "{% if tools %}T{% endif %}{% if add_generation_prompt %}G{% endif %}",
     "{% generation %}{{ messages[0].reasoning_content }}{{ messages[0].thinking }}{% endgeneration %}",
 ]
 
@@ -265,15 +265,10 @@ def test_variables_may_not_replace_what_the_server_gives(tmp_path: Path) -> None
     assert violations(error) == ["template.variables"] * 3
 
 
-@pytest.mark.parametrize(("chosen", "seen"), [(None, "True"), (True, "True"), (False, "False")])
-def test_a_model_with_thinking_marks_thinks_unless_told_not_to(tmp_path: Path, chosen: bool | None, seen: str) -> None:
-    tokenizer = loaded(tmp_path, "{{ enable_thinking }}")
+@pytest.mark.parametrize(("chosen", "seen"), [(None, "own default"), (True, "True"), (False, "False")])
+def test_thinking_is_handed_over_only_where_chosen(tmp_path: Path, chosen: bool | None, seen: str) -> None:
+    tokenizer = loaded(tmp_path, "{{ enable_thinking | default('own default') }}")
     assert tokenizer.render(Conversation(HELLO.messages, enable_thinking=chosen), NOON) == seen
-
-
-def test_a_model_without_thinking_marks_is_told_not_to_think(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.load(saved(tmp_path, sentencepiece(), chat_template="{{ enable_thinking }}"))
-    assert tokenizer.render(HELLO, NOON) == "False"
 
 
 def test_templates_written_in_python_go_through_mlx_lm(tmp_path: Path) -> None:
