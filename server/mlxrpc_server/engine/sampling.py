@@ -16,6 +16,9 @@ from mlxrpc_server.types import Sampling
 _NOT_ONE = 1.0 - 2.0**-24
 """The largest float32 below 1: keeps the noise finite."""
 
+_COLDEST = 1e-6
+"""Temperatures between 0 and this draw as this: logits over less would leave float32's range."""
+
 
 class Draws:
     """The rows' sampling as columns. Rebuilt when a row joins or leaves, not at every step."""
@@ -27,7 +30,7 @@ class Draws:
         self._any_top_p = any(row.top_p < 1 for row in sampled)
         self._any_min_p = any(row.min_p > 0 for row in sampled)
         self._any_top_k = any(row.top_k > 0 for row in sampled)
-        self._temperature = _column([row.temperature or 1.0 for row in rows])
+        self._temperature = _column([max(row.temperature, _COLDEST) for row in rows])
         self._is_greedy = mx.array([row.temperature == 0 for row in rows])[:, None]
         self._top_p = _column([row.top_p for row in rows])
         self._min_p = _column([row.min_p for row in rows])
