@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,16 +31,24 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._frames = wire.Frames(wire.Down)
+        # What came behind a message at which the reader stopped: the socket would not announce it again.
+        self._arrived: deque[wire.Message] = deque()
 
     def receive(self, *, wait: bool) -> Iterator[wire.Message]:
         """What has arrived; where `wait` is set, sleeps until something has."""
+        if not self._arrived:
+            self._read(wait=wait)
+        while self._arrived:
+            yield self._arrived.popleft()
+
+    def _read(self, *, wait: bool) -> None:
         readable, _, _ = select.select([self._connection], [], [], None if wait else 0)
         if not readable:
             return
         data = self._connection.recv(RECEIVE_BYTES)
         if not data:
             raise EOFError
-        yield from self._frames.feed(data)
+        self._arrived.extend(self._frames.feed(data))
 
     def send(self, message: wire.Message) -> None:
         self._connection.sendall(wire.encode(message))
