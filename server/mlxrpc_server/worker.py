@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from mlxrpc_server.engine import wire
+
+log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 1 << 18
 END_SECONDS = 2.0
@@ -74,15 +77,20 @@ class Worker:
         while True:
             while self._arrived:
                 yield self._arrived.popleft()
-            if not (data := await self._received()):
+            if not await self._receive():
                 return
-            self._arrived.extend(self._frames.feed(data))
 
-    async def _received(self) -> bytes:
+    async def _receive(self) -> bool:
+        """False where nothing more will come. A worker that talks nonsense is as good as gone: end() makes it so."""
         try:
-            return await self._reader.read(RECEIVE_BYTES)
+            data = await self._reader.read(RECEIVE_BYTES)
+            self._arrived.extend(self._frames.feed(data))
         except ConnectionError:
-            return b""
+            return False
+        except ValueError as error:
+            log.error("a worker talks nonsense", extra={"pid": self.pid, "cause": str(error)})
+            return False
+        return bool(data)
 
     async def end(self) -> str:
         """Ends the process and waits until it is gone, its memory with it; tells how it went."""

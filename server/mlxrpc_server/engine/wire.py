@@ -130,7 +130,7 @@ def encode(message: Message) -> bytes:
 
 
 class Frames:
-    """Bytes in, messages out, however the bytes were cut."""
+    """Bytes in, messages out, however the bytes were cut. ValueError where they are no messages."""
 
     def __init__(self, union: Any) -> None:
         self._decoder = msgspec.msgpack.Decoder(union)
@@ -139,8 +139,14 @@ class Frames:
     def feed(self, data: bytes) -> Iterator[Message]:
         self._buffer += data
         while (frame := self._next()) is not None:
+            yield self._decoded(frame)
+
+    def _decoded(self, frame: bytes) -> Message:
+        try:
             message: Message = self._decoder.decode(frame)
-            yield message
+        except msgspec.DecodeError as error:
+            raise ValueError(f"a frame of {len(frame):,} bytes is no message: {error}") from error
+        return message
 
     def _next(self) -> bytes | None:
         if len(self._buffer) < _LENGTH.size:
