@@ -6,7 +6,7 @@ left for the first request.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from mlx_lm import utils as mlx_lm_utils
 from mlxrpc_server.engine.kv import KV, Lanes, for_model
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[str, float], None]
 """Told of each stage and the fraction of the whole load that is behind it."""
@@ -47,10 +49,21 @@ class Loaded:
 
 
 def load(path: Path, report: Report) -> Loaded:
+    """Raises CannotLoad, and nothing else: whoever waits for the model is told the cause."""
     report("config", 0.0)
     _check_config(path)
+    try:
+        return _loaded(path, report)
+    except CannotLoad:
+        raise
+    except Exception as error:  # whatever mlx-lm, a model's own code and MLX raise on files that they did not expect
+        raise CannotLoad(f"{type(error).__name__}: {error}") from error
+
+
+def _loaded(path: Path, report: Report) -> Loaded:
     report("weights", 0.1)
-    model = _read(path)
+    model, _config = mlx_lm_utils.load_model(path, lazy=True)
+    model.eval()
     report("memory", 0.3)
     dtype = _settle(model)
     report("warm-up", 0.7)
@@ -71,19 +84,12 @@ def _check_config(path: Path) -> None:
     try:
         config = mlx_lm_utils.load_config(path)
         mlx_lm_utils._get_classes(config)
-    except (OSError, KeyError, ValueError, json.JSONDecodeError) as error:
+    except KeyError as error:
+        raise CannotLoad(f"config.json has no {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CannotLoad(f"config.json: {error}") from error
     if not list(path.glob("model*.safetensors")):
         raise CannotLoad(f"no model*.safetensors in {path}")
-
-
-def _read(path: Path) -> Any:
-    try:
-        model, _config = mlx_lm_utils.load_model(path, lazy=True)
-    except Exception as error:  # mlx-lm raises whatever a model's own code raises on a file it did not expect
-        raise CannotLoad(f"{type(error).__name__}: {error}") from error
-    model.eval()
-    return model
 
 
 def _settle(model: Any) -> mx.Dtype:
@@ -123,10 +129,18 @@ def _proven(model: Any, probe: list[list[int]], dtype: mx.Dtype) -> KV:
     alone = [_last_logits(model, tokens) for tokens in probe]
     if not all(bool(mx.isfinite(logits).all()) for logits in alone):
         raise CannotLoad("its logits are not finite numbers")
-    together = _batched_logits(model, kv, probe)
-    _warm_sampling(together)
+    _warm_sampling(mx.stack(alone))
+    try:
+        together = _batched_logits(model, kv, probe)
+    except Exception:
+        if isinstance(kv, Lanes):
+            raise
+        # What a model's own code raises on rows of different lengths, it does not raise on one.
+        log.warning("the model takes no batches: its rows run one after another", exc_info=True)
+        return Lanes(model)
     if isinstance(kv, Lanes) or _agree(alone, together, TOLERANCE[dtype]):
         return kv
+    log.warning("the model gives other logits in a batch than alone: its rows run one after another")
     return Lanes(model)
 
 
