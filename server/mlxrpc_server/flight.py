@@ -47,7 +47,6 @@ class Flight:
         self.last_token_at: float | None = None
         self._clock = clock
         self._told = len(self.produced)
-        self._told_prefilled = 0
         self._at_submission = len(self.produced)
         self._strikes = 0
         self._left: wire.Left | None = None

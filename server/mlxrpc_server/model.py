@@ -58,6 +58,7 @@ class Model:
         self._worker: Worker | None = None
         self._serving = False
         self._flights: dict[RowId, Flight] = {}
+        self._over: ServerError | None = None
         self._rows = itertools.count(1)
         self._prefill_rate = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -103,6 +104,8 @@ class Model:
         """Submits a request; leaving the context, for whatever reason, takes it out of the worker."""
         flight = Flight(RowId(next(self._rows)), orders, produced, clock=time.monotonic)
         self._flights[flight.row] = flight
+        if self._over is not None:
+            flight.fail(self._over)
         self._submit(flight)
         try:
             yield flight
@@ -120,7 +123,7 @@ class Model:
 
     def _submit(self, flight: Flight) -> None:
         """While the worker is being replaced there is nobody to tell: the replacement is told of all."""
-        if self._serving:
+        if self._serving and not flight.ended:
             self._send(flight.submission())
 
     def _send(self, message: wire.Message) -> None:
@@ -193,6 +196,8 @@ class Model:
                 flight.fail(Unavailable("ENGINE_DIED", sentence, 1.0))
 
     def _end_flights(self, error: ServerError) -> None:
+        """Those to come, too: whoever leased the model before its end may still submit."""
+        self._over = self._over or error
         for flight in self._flights.values():
             flight.fail(error)
 
@@ -200,7 +205,7 @@ class Model:
         """A worker that has said Ready."""
         how = ""
         for _attempt in range(START_ATTEMPTS):
-            worker = await self._spawn()
+            worker = await self._spawned()
             try:
                 self.ready = await self._loaded(worker, report)
             except BaseException:
@@ -210,6 +215,12 @@ class Model:
                 return worker
             how = await worker.end()
         raise ModelUnusable(self.entry.name, f"its worker died while loading it ({how})")
+
+    async def _spawned(self) -> Worker:
+        try:
+            return await self._spawn()
+        except OSError as error:
+            raise Unavailable("NO_WORKER", f"no worker process can be started: {error}", 5.0) from error
 
     async def _loaded(self, worker: Worker, report: Report) -> wire.Ready | None:
         """None where the worker died before it said anything final."""
@@ -223,7 +234,7 @@ class Model:
                 case wire.Failed(cause):
                     raise ModelUnusable(self.entry.name, cause)
                 case wire.Step() | wire.Stats():
-                    raise AssertionError("a worker steps only after Ready")
+                    raise ModelUnusable(self.entry.name, "its worker began to step before it was ready")
                 case _:
                     assert_never(message)  # type: ignore[arg-type]
         return None
