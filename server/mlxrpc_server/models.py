@@ -108,12 +108,13 @@ class Models:
         self, entry: Entry, deadline: float | None = None, report: Report | None = None
     ) -> AsyncIterator[Model]:
         """The model, loaded, and not evicted while the context lasts. `deadline` is in time.monotonic's terms."""
-        resident = await self._admitted(entry, deadline)
+        until = self._until_at_most(deadline)
+        resident = await self._admitted(entry, until)
         if report is not None:
             resident.reports.append(report)
         resident.leases += 1
         try:
-            await self._loaded(resident, deadline)
+            await self._loaded(resident, until)
             yield resident.model
         finally:
             resident.leases -= 1
@@ -125,17 +126,20 @@ class Models:
 
     async def unload(self, entry: Entry, *, force: bool, deadline: float | None = None) -> bool:
         """Ends a model's worker: behind its requests, or with `force` at once. False where it was not loaded."""
+        until = self._until_at_most(deadline)
         resident = self._residents.get(entry.name)
         if resident is None or resident.stage is _Stage.WAITING:
             return False
         if resident.loading is not None:
-            await self._until(resident.loading, deadline, _busy(entry, "is still loading"))
+            await self._finished(resident, resident.loading, until)
         resident.stage = _Stage.UNLOADING
         try:
             while resident.leases and not force:
-                await self._pulsed(deadline, _busy(entry, "still has requests in flight"))
+                await self._pulsed(until, _busy(entry, "still has requests in flight"))
         except BaseException:
-            resident.stage = _Stage.LOADED
+            if resident.ending is None:
+                resident.stage = _Stage.LOADED
+                self._pulse()
             raise
         await self._end(resident)
         return True
@@ -175,7 +179,7 @@ class Models:
         await self.drain()
         await asyncio.gather(*(self._end(resident) for resident in list(self._residents.values())))
 
-    async def _admitted(self, entry: Entry, deadline: float | None) -> _Resident:
+    async def _admitted(self, entry: Entry, until: float) -> _Resident:
         """The model's record, begun by whoever comes first; waits while the model is on its way out."""
         while True:
             if self._closing:
@@ -188,7 +192,7 @@ class Models:
                 raise Unavailable("QUEUE_FULL", sentence, 1.0)
             if resident.stage is not _Stage.UNLOADING:
                 return resident
-            await self._pulsed(deadline, _busy(entry, "is being unloaded"))
+            await self._pulsed(until, _busy(entry, "is being unloaded"))
 
     def _begin(self, entry: Entry) -> _Resident:
         name = entry.name
@@ -210,13 +214,13 @@ class Models:
         try:
             await self._make_room(resident)
             resident.stage = _Stage.LOADING
+            self._pulse()
             begun = time.monotonic()
             await resident.model.start(resident.report)
         except BaseException as error:
-            del self._residents[entry.name]
             if isinstance(error, ServerError):
                 self._note_failure(entry, error)
-            self._pulse()
+            self._forget(resident)
             raise
         resident.load_seconds = time.monotonic() - begun
         resident.stage = _Stage.LOADED
@@ -226,14 +230,9 @@ class Models:
         self._pulse()
         log.info("model loaded", extra={"model": entry.name, "seconds": round(resident.load_seconds, 3)})
 
-    async def _loaded(self, resident: _Resident, deadline: float | None) -> None:
+    async def _loaded(self, resident: _Resident, until: float) -> None:
         if resident.loading is not None:
-            sentence = (
-                "waits for room: every loaded model is in use"
-                if resident.stage is _Stage.WAITING
-                else "is still loading"
-            )
-            await self._until(resident.loading, deadline, _busy(resident.entry, sentence))
+            await self._finished(resident, resident.loading, until)
 
     async def _make_room(self, resident: _Resident) -> None:
         """Ends least recently used models until this one fits. Newcomers are served in their order of arrival."""
@@ -282,50 +281,55 @@ class Models:
         try:
             await resident.model.close()
         finally:
-            if self._residents.get(resident.entry.name) is resident:
-                del self._residents[resident.entry.name]
-            self._pulse()
+            self._forget(resident)
 
     def _abandon(self, resident: _Resident) -> None:
         """A load that still waits for room, and for which nobody waits any more, is dropped."""
         if resident.stage is _Stage.WAITING and not resident.leases and resident.loading is not None:
             resident.loading.cancel()
+            # At once: who comes before the task has ended begins another load, and is not cancelled with this one.
+            self._forget(resident)
+
+    def _forget(self, resident: _Resident) -> None:
+        if self._residents.get(resident.entry.name) is resident:
+            del self._residents[resident.entry.name]
+        self._pulse()
 
     def _lost(self, resident: _Resident, error: ServerError) -> None:
         """A model whose worker could not be replaced. Its requests have been told; the next one loads it anew."""
-        if self._residents.get(resident.entry.name) is resident:
-            del self._residents[resident.entry.name]
         self._note_failure(resident.entry, error)
-        self._pulse()
+        self._forget(resident)
 
     def _note_failure(self, entry: Entry, error: ServerError) -> None:
         self._failures[entry.name] = str(error)
         self._health_changed(entry.name, ModelHealth.FAILED)
         log.error("model failed", extra={"model": entry.name, "cause": str(error)})
 
-    async def _until(self, task: asyncio.Task[None], deadline: float | None, late: ServerError) -> None:
-        """Waits for a task that others wait for too: leaving does not stop it."""
+    async def _finished(self, resident: _Resident, loading: asyncio.Task[None], until: float) -> None:
+        """Waits for a load that others wait for too: leaving does not stop it."""
         try:
-            async with asyncio.timeout(self._patience(deadline)):
-                await asyncio.shield(task)
+            async with asyncio.timeout(until - time.monotonic()):
+                await asyncio.shield(loading)
         except TimeoutError:
-            raise late from None
+            waits = resident.stage is _Stage.WAITING
+            sentence = "waits for room: every loaded model is in use" if waits else "is still loading"
+            raise _busy(resident.entry, sentence) from None
         except asyncio.CancelledError:
-            if task.cancelled() and self._closing:
+            if loading.cancelled() and self._closing:
                 raise _draining() from None
             raise
 
-    async def _pulsed(self, deadline: float | None, late: ServerError) -> None:
+    async def _pulsed(self, until: float, late: ServerError) -> None:
         try:
-            async with asyncio.timeout(self._patience(deadline)):
+            async with asyncio.timeout(until - time.monotonic()):
                 await self._changed.wait()
         except TimeoutError:
             raise late from None
 
-    def _patience(self, deadline: float | None) -> float:
-        if deadline is None:
-            return self.limits.longest_wait
-        return max(0.0, min(self.limits.longest_wait, deadline - time.monotonic() - BEFORE_DEADLINE))
+    def _until_at_most(self, deadline: float | None) -> float:
+        """When whoever asks now has waited long enough, in time.monotonic's terms."""
+        longest = time.monotonic() + self.limits.longest_wait
+        return longest if deadline is None else min(longest, deadline - BEFORE_DEADLINE)
 
     def _pulse(self) -> None:
         """Wakes everybody who waits for a change."""
