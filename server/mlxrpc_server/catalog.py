@@ -26,6 +26,11 @@ UNKNOWN_CONTEXT_LENGTH = 4096
 DRAWS = "draws-1"
 """Names how seeds become tokens; part of every fingerprint. It changes only if that ever does."""
 
+READ_WHOLE = 64 * 1024 * 1024
+SAMPLES = 64
+SAMPLE_BYTES = 64 * 1024
+"""Of a large weight file: its first bytes hold the header, its last ones are looked at too."""
+
 _FINGERPRINTED = (
     "config.json",
     "generation_config.json",
@@ -35,6 +40,10 @@ _FINGERPRINTED = (
     "chat_template.jinja",
     "chat_template.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "vocab.json",
+    "vocab.txt",
 )
 
 
@@ -143,7 +152,7 @@ class Catalog:
 def read_facts(folder: Path) -> Facts:
     try:
         config = _read_json(folder / "config.json")
-        text = {**config, **config.get("text_config", {})}
+        text = {**config, **(config.get("text_config") or {})}
         quantization = _quantization(config)
         parameters, weights_bytes = _count_weights(folder, quantization)
         return Facts(
@@ -204,7 +213,9 @@ def _weight_files(folder: Path) -> list[Path]:
 def _count_weights(folder: Path, quantization: Quantization | None) -> tuple[int, int]:
     """Parameters and bytes. A packed matrix holds several parameters in each of its words."""
     parameters = size = 0
-    for path in _weight_files(folder):
+    if not (files := _weight_files(folder)):
+        raise FileNotFoundError(f"no model*.safetensors in {folder}")
+    for path in files:
         tensors = {name: tensor for name, tensor in _header(path).items() if name != "__metadata__"}
         for name, tensor in tensors.items():
             begin, end = tensor["data_offsets"]
@@ -228,11 +239,14 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _weights_identity(path: Path) -> bytes:
-    """Tells weight files apart without reading gigabytes: the header and samples from all over the file."""
+    """Tells weight files apart without reading gigabytes: a small file whole, of a large one samples from all over."""
     size = path.stat().st_size
     digest = hashlib.sha256(f"{path.name} {size}".encode())
     with path.open("rb") as file:
-        for place in range(64):
-            file.seek(size * place // 64)
-            digest.update(file.read(4096))
+        if size <= READ_WHOLE:
+            digest.update(file.read())
+        else:
+            for place in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * place // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
     return digest.digest()
