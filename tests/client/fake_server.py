@@ -34,6 +34,7 @@ SEED = 7
 WAIT = 20.0  # seconds; no test that passes waits so long
 
 MODELS = [
+    model_pb2.Model(name="broken", state=model_pb2.MODEL_STATE_FAILED, state_reason="config.json is missing"),
     model_pb2.Model(
         name="demo",
         aliases=["default"],
@@ -44,7 +45,6 @@ MODELS = [
         weights_bytes=12_345_678,
         capabilities=model_pb2.Capabilities(chat_template=True, batching=True),
     ),
-    model_pb2.Model(name="broken", state=model_pb2.MODEL_STATE_FAILED, state_reason="config.json is missing"),
 ]
 
 
@@ -239,12 +239,26 @@ def abort(context: Any, failure: Failure) -> NoReturn:
     raise AssertionError("abort raises")
 
 
+class WatchedHealth(HealthServicer):
+    """The standard health service; says when somebody follows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched = threading.Event()
+
+    def Watch(self, *arguments: Any, **more: Any) -> Any:
+        try:
+            return super().Watch(*arguments, **more)
+        finally:
+            self.watched.set()
+
+
 class FakeServer:
     """The server around it: its address, its servicer and its health."""
 
     def __init__(self) -> None:
         self.inference = FakeInference()
-        self.health = HealthServicer()
+        self.health = WatchedHealth()
         self.set_health(SERVICE, serving=True)
         self.set_health(f"{SERVICE}/demo", serving=True)
         self.set_health(f"{SERVICE}/broken", serving=False)
@@ -257,6 +271,9 @@ class FakeServer:
     def set_health(self, name: str, *, serving: bool) -> None:
         statuses = health_pb2.HealthCheckResponse
         self.health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)
+
+    def wait_for_watch(self) -> None:
+        assert self.health.watched.wait(WAIT)
 
     @contextmanager
     def running(self) -> Iterator[FakeServer]:

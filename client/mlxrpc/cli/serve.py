@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     try:
+        importlib.import_module("mlxrpc_server")
         server = importlib.import_module("mlxrpc_server.__main__")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("mlxrpc_server."):  # a broken installation, not a missing one
