@@ -180,9 +180,9 @@ class AsyncStream:
         return self._transcript.started
 
     @property
-    def finished(self) -> pb.Finished | None:
-        """Finish reason, usage and timings. None until the end."""
-        return self._transcript.finished
+    def finished(self) -> Completion | None:
+        """The whole, with finish reason, usage and timings. None until the end."""
+        return self._transcript.completion() if self._transcript.finished else None
 
     @property
     def text(self) -> str:

@@ -50,6 +50,7 @@ def test_a_stream_gives_its_parts_and_then_the_whole(client: mlxrpc.Client) -> N
         assert (stream.started is None, stream.finished is None) == (False, True)
         assert [delta.text for delta in stream] == [" from", " mlxrpc", ".", ""]
         assert stream.finished is not None
+        assert (stream.finished.finish_reason, stream.finished.text) == ("stop_token", WHOLE)
     assert (stream.text, stream.token_ids) == (WHOLE, (*PIECES, END))
 
 
