@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mlxrpc.v1 import model_pb2 as mlxrpc_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mlxrpc/v1/admin.proto\x12\tmlxrpc.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15mlxrpc/v1/model.proto\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"l\n\x11LoadModelResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.mlxrpc.v1.LoadProgressH\x00\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x10.mlxrpc.v1.ModelH\x00\x42\x07\n\x05\x65vent\"W\n\x0cLoadProgress\x12#\n\x05phase\x18\x01 \x01(\x0e\x32\x14.mlxrpc.v1.LoadPhase\x12\x15\n\x08\x66raction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_fraction\"A\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\x05\x66orce\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x08\n\x06_force\"N\n\x13UnloadModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.mlxrpc.v1.Model\x12\x16\n\x0e\x65nded_requests\x18\x02 \x01(\r\"\x16\n\x14GetServerInfoRequest\"\xa3\x02\n\x15GetServerInfoResponse\x12!\n\x06server\x18\x01 \x01(\x0b\x32\x11.mlxrpc.v1.Server\x12\x16\n\x0epython_version\x18\x02 \x01(\t\x12\x13\n\x0bmlx_version\x18\x03 \x01(\t\x12\x16\n\x0emlx_lm_version\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x0c\n\x04\x62las\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06models\x18\x08 \x03(\x0b\x32\x16.mlxrpc.v1.LoadedModel\x12\x19\n\x11\x63\x61\x63hed_tokenizers\x18\t \x01(\r\x12\x11\n\topen_rpcs\x18\n \x01(\r\"\xc3\x01\n\x0bLoadedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.mlxrpc.v1.ModelState\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x0e\n\x06leases\x18\x06 \x01(\r\x12\r\n\x05steps\x18\x07 \x01(\x04\x12\x10\n\x08restarts\x18\x08 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\r\n\x05\x64type\x18\n \x01(\t*\x88\x01\n\tLoadPhase\x12\x1a\n\x16LOAD_PHASE_UNSPECIFIED\x10\x00\x12\x16\n\x12LOAD_PHASE_WAITING\x10\x01\x12\x17\n\x13LOAD_PHASE_STARTING\x10\x02\x12\x16\n\x12LOAD_PHASE_WEIGHTS\x10\x03\x12\x16\n\x12LOAD_PHASE_WARM_UP\x10\x04\x32\x84\x02\n\x11ModelAdminService\x12H\n\tLoadModel\x12\x1b.mlxrpc.v1.LoadModelRequest\x1a\x1c.mlxrpc.v1.LoadModelResponse0\x01\x12L\n\x0bUnloadModel\x12\x1d.mlxrpc.v1.UnloadModelRequest\x1a\x1e.mlxrpc.v1.UnloadModelResponse\x12W\n\rGetServerInfo\x12\x1f.mlxrpc.v1.GetServerInfoRequest\x1a .mlxrpc.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mlxrpc/v1/admin.proto\x12\tmlxrpc.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15mlxrpc/v1/model.proto\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"l\n\x11LoadModelResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.mlxrpc.v1.LoadProgressH\x00\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x10.mlxrpc.v1.ModelH\x00\x42\x07\n\x05\x65vent\"W\n\x0cLoadProgress\x12#\n\x05phase\x18\x01 \x01(\x0e\x32\x14.mlxrpc.v1.LoadPhase\x12\x15\n\x08\x66raction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_fraction\"A\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\x05\x66orce\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x08\n\x06_force\"N\n\x13UnloadModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.mlxrpc.v1.Model\x12\x16\n\x0e\x65nded_requests\x18\x02 \x01(\r\"\x16\n\x14GetServerInfoRequest\"\xb2\x02\n\x15GetServerInfoResponse\x12!\n\x06server\x18\x01 \x01(\x0b\x32\x11.mlxrpc.v1.Server\x12\x16\n\x0epython_version\x18\x02 \x01(\t\x12\x13\n\x0bmlx_version\x18\x03 \x01(\t\x12\x16\n\x0emlx_lm_version\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x0c\n\x04\x62las\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06models\x18\x08 \x03(\x0b\x32\x16.mlxrpc.v1.LoadedModel\x12\x19\n\x11\x63\x61\x63hed_tokenizers\x18\t \x01(\r\x12\x11\n\topen_rpcs\x18\n \x01(\r\x12\r\n\x05tasks\x18\x0b \x01(\r\"\xc3\x01\n\x0bLoadedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.mlxrpc.v1.ModelState\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x0e\n\x06leases\x18\x06 \x01(\r\x12\r\n\x05steps\x18\x07 \x01(\x04\x12\x10\n\x08restarts\x18\x08 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\r\n\x05\x64type\x18\n \x01(\t*\x88\x01\n\tLoadPhase\x12\x1a\n\x16LOAD_PHASE_UNSPECIFIED\x10\x00\x12\x16\n\x12LOAD_PHASE_WAITING\x10\x01\x12\x17\n\x13LOAD_PHASE_STARTING\x10\x02\x12\x16\n\x12LOAD_PHASE_WEIGHTS\x10\x03\x12\x16\n\x12LOAD_PHASE_WARM_UP\x10\x04\x32\x84\x02\n\x11ModelAdminService\x12H\n\tLoadModel\x12\x1b.mlxrpc.v1.LoadModelRequest\x1a\x1c.mlxrpc.v1.LoadModelResponse0\x01\x12L\n\x0bUnloadModel\x12\x1d.mlxrpc.v1.UnloadModelRequest\x1a\x1e.mlxrpc.v1.UnloadModelResponse\x12W\n\rGetServerInfo\x12\x1f.mlxrpc.v1.GetServerInfoRequest\x1a .mlxrpc.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELADMINSERVICE'].methods_by_name['GetServerInfo']._loaded_options = None
   _globals['_MODELADMINSERVICE'].methods_by_name['GetServerInfo']._serialized_options = b'\220\002\001'
-  _globals['_LOADPHASE']._serialized_start=990
-  _globals['_LOADPHASE']._serialized_end=1126
+  _globals['_LOADPHASE']._serialized_start=1005
+  _globals['_LOADPHASE']._serialized_end=1141
   _globals['_LOADMODELREQUEST']._serialized_start=92
   _globals['_LOADMODELREQUEST']._serialized_end=125
   _globals['_LOADMODELRESPONSE']._serialized_start=127
@@ -50,9 +50,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFOREQUEST']._serialized_start=473
   _globals['_GETSERVERINFOREQUEST']._serialized_end=495
   _globals['_GETSERVERINFORESPONSE']._serialized_start=498
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=789
-  _globals['_LOADEDMODEL']._serialized_start=792
-  _globals['_LOADEDMODEL']._serialized_end=987
-  _globals['_MODELADMINSERVICE']._serialized_start=1129
-  _globals['_MODELADMINSERVICE']._serialized_end=1389
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=804
+  _globals['_LOADEDMODEL']._serialized_start=807
+  _globals['_LOADEDMODEL']._serialized_end=1002
+  _globals['_MODELADMINSERVICE']._serialized_start=1144
+  _globals['_MODELADMINSERVICE']._serialized_end=1404
 # @@protoc_insertion_point(module_scope)

@@ -228,6 +228,7 @@ class GetServerInfoResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENIZERS_FIELD_NUMBER: _builtins.int
     OPEN_RPCS_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
     python_version: _builtins.str
     """The running Python, such as "3.11.7"."""
     mlx_version: _builtins.str
@@ -244,6 +245,10 @@ class GetServerInfoResponse(_message.Message):
     """Tokenizers that are kept, of loaded models and others."""
     open_rpcs: _builtins.int
     """RPCs of this package that are being served now, this one included."""
+    tasks: _builtins.int
+    """Tasks of the server's event loop, those of this call included. The same at rest whatever was served before; one that grows
+    there is a leak.
+    """
     @_builtins.property
     def server(self) -> _model_pb2.Server:
         """Name, version and features. Always set."""
@@ -269,10 +274,11 @@ class GetServerInfoResponse(_message.Message):
         models: _abc.Iterable[Global___LoadedModel] | None = ...,
         cached_tokenizers: _builtins.int = ...,
         open_rpcs: _builtins.int = ...,
+        tasks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blas", b"blas", "cached_tokenizers", b"cached_tokenizers", "device", b"device", "mlx_lm_version", b"mlx_lm_version", "mlx_version", b"mlx_version", "models", b"models", "open_rpcs", b"open_rpcs", "python_version", b"python_version", "server", b"server", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blas", b"blas", "cached_tokenizers", b"cached_tokenizers", "device", b"device", "mlx_lm_version", b"mlx_lm_version", "mlx_version", b"mlx_version", "models", b"models", "open_rpcs", b"open_rpcs", "python_version", b"python_version", "server", b"server", "start_time", b"start_time", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
