@@ -222,15 +222,23 @@ def test_serving_without_the_server_names_the_command_that_installs_it() -> None
     assert done.returncode == 2
 
 
+STAND_INS = """
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+for name in ("mlx", "mlx_lm", "mlxrpc_server", "mlxrpc_server.__main__"):
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].__spec__ = ModuleSpec(name, None)
+sys.modules["mlxrpc_server.__main__"].main = lambda arguments: print(arguments) or 5
+
+from mlxrpc.cli import main
+sys.exit(main(["serve", "--listen", "host:1", "--help"]))
+"""
+
+
 def test_serve_hands_its_arguments_to_the_server() -> None:
-    stand_in = (
-        "import sys, types; server = types.ModuleType('mlxrpc_server.__main__');"
-        "server.main = lambda arguments: print(arguments) or 5;"
-        "sys.modules['mlxrpc_server'] = types.ModuleType('mlxrpc_server');"
-        "sys.modules['mlxrpc_server.__main__'] = server;"
-        "from mlxrpc.cli import main; sys.exit(main(['serve', '--listen', 'host:1', '--help']))"
-    )
-    done = run_python(stand_in)
+    done = run_python(STAND_INS)
     assert (done.stdout, done.returncode) == ("['--listen', 'host:1', '--help']\n", 5)
 
 
