@@ -63,7 +63,7 @@ class Slots:
         for layer in self._layers:
             if not last:
                 layer.clear()
-            elif index != last:
+            elif index != last and self._lengths[last]:
                 layer.move_row(last, index, self._lengths[last])
         self._lengths[index] = self._lengths[last]
         self._lengths.pop()
