@@ -1,0 +1,164 @@
+"""Rows side by side give what they give alone, whoever joins and leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxrpc_server.engine.kv import COLUMN_STEP, KV, Lanes, Slots, for_model
+from tests.engine import tiny
+
+ATTENTION = tiny.attention()
+SLIDING_WINDOW = tiny.sliding_window()
+RECURRENT = tiny.recurrent()
+
+prompts = st.lists(st.integers(0, tiny.VOCABULARY - 1), min_size=1, max_size=12)
+joins = st.tuples(st.just("join"), prompts)
+leaves = st.tuples(st.just("leave"), st.integers(0, 9))
+steps = st.tuples(st.just("step"), st.integers(0, tiny.VOCABULARY - 1))
+operations = st.lists(st.one_of(joins, leaves, steps), min_size=1, max_size=12)
+
+
+class Rows:
+    """A KV and, beside it, what each of its rows holds."""
+
+    def __init__(self, model: Any, kv: KV) -> None:
+        self.held: list[list[int]] = []
+        self._model = model
+        self._kv = kv
+
+    def join(self, prompt: Sequence[int]) -> None:
+        """All but the last token is prefilled, which the next step feeds."""
+        cache = self._kv.open()
+        if prompt[:-1]:
+            self._model(mx.array([prompt[:-1]]), cache=cache)
+        self._kv.join(cache)
+        self.held.append(list(prompt))
+
+    def leave(self, index: int) -> None:
+        self._kv.leave(index)
+        self.held[index] = self.held[-1]
+        self.held.pop()
+
+    def step(self) -> float:
+        """Feeds every row its last token; gives the largest difference to the rows' logits alone."""
+        together = self._kv.decode([row[-1] for row in self.held])
+        alone = mx.stack([tiny.logits_alone(self._model, row) for row in self.held])
+        return float(mx.abs(together - alone).max())
+
+    def append(self, token: int) -> None:
+        for place, row in enumerate(self.held):
+            row.append((token + 13 * place) % tiny.VOCABULARY)
+
+
+def run(rows: Rows, script: Sequence[tuple[str, Any]]) -> float:
+    """The largest difference that any step showed."""
+    worst = 0.0
+    for kind, value in script:
+        if kind == "join":
+            rows.join(value)
+        elif kind == "leave" and value < len(rows.held):
+            rows.leave(value)
+        elif kind == "step" and rows.held:
+            worst = max(worst, rows.step())
+            rows.append(value)
+    return worst
+
+
+@settings(max_examples=60)
+@given(script=operations)
+def test_slots_give_the_logits_of_solo_runs_whoever_joins_and_leaves(script: list[tuple[str, Any]]) -> None:
+    assert run(Rows(ATTENTION, Slots(ATTENTION)), script) < 1e-4
+
+
+@settings(max_examples=15)
+@given(script=operations)
+@pytest.mark.parametrize("model", [SLIDING_WINDOW, RECURRENT], ids=["sliding window", "recurrent"])
+def test_lanes_give_the_logits_of_solo_runs_whoever_joins_and_leaves(model: Any, script: list[tuple[str, Any]]) -> None:
+    assert run(Rows(model, for_model(model)), script) < 1e-4
+
+
+def test_prompts_of_one_token_have_nothing_to_prefill() -> None:
+    rows = Rows(ATTENTION, Slots(ATTENTION))
+    rows.join([5])
+    rows.join([6])
+    assert rows.step() < 1e-4
+    rows.append(1)
+    rows.join([7])
+    assert rows.step() < 1e-4
+
+
+def test_a_row_that_never_decoded_may_leave() -> None:
+    rows = Rows(ATTENTION, Slots(ATTENTION))
+    for prompt in ([1], [2, 3, 4], [5]):
+        rows.join(prompt)
+    rows.leave(0)
+    rows.leave(0)
+    assert rows.held == [[2, 3, 4]]
+    assert rows.step() < 1e-4
+
+
+def test_rows_grow_past_the_columns_reserved_for_them() -> None:
+    rows = Rows(ATTENTION, Slots(ATTENTION))
+    rows.join([token % tiny.VOCABULARY for token in range(COLUMN_STEP - 1)])
+    rows.join([1, 2, 3])
+    for token in range(4):
+        assert rows.step() < 1e-4
+        rows.append(token)
+
+
+def test_a_long_prompt_joins_short_rows() -> None:
+    rows = Rows(ATTENTION, Slots(ATTENTION))
+    rows.join([1, 2])
+    rows.step()
+    rows.append(9)
+    rows.join([token % tiny.VOCABULARY for token in range(COLUMN_STEP + 30)])
+    assert rows.step() < 1e-4
+
+
+def test_many_rows_find_room() -> None:
+    rows = Rows(ATTENTION, Slots(ATTENTION))
+    for row in range(11):
+        rows.join(list(range(row, row + 1 + row % 4)))
+    assert rows.step() < 1e-4
+
+
+def test_rows_of_one_length_are_attended_to_without_a_mask() -> None:
+    seen: list[object] = []
+    model = Watched(ATTENTION, lambda cache: seen.append(cache[0].make_mask(1)))
+    rows = Rows(model, Slots(model))
+    rows.join([1, 2, 3])
+    rows.join([4, 5, 6])
+    rows.step()
+    rows.append(3)
+    rows.join([7])
+    rows.step()
+    even, ragged = seen
+    assert even is None
+    assert isinstance(ragged, mx.array)
+
+
+class Watched:
+    """A model that shows the rows' caches to the test at each decoding step."""
+
+    def __init__(self, model: Any, show: Callable[[Any], None]) -> None:
+        self.layers = model.layers
+        self._model = model
+        self._show = show
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        if cache is not None and tokens.shape[1] == 1 and tokens.shape[0] > 1:
+            self._show(cache)
+        logits: mx.array = self._model(tokens, cache=cache)
+        return logits
+
+
+def test_plain_attention_gets_slots_and_everything_else_lanes() -> None:
+    assert isinstance(for_model(ATTENTION), Slots)
+    assert isinstance(for_model(SLIDING_WINDOW), Lanes)
+    assert isinstance(for_model(RECURRENT), Lanes)
