@@ -171,3 +171,10 @@ async def connected(
             yield channel
     finally:
         await server.stop(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the loop turn until something is so that nobody announces."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)

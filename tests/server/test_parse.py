@@ -9,13 +9,13 @@ import pytest
 from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.arbitrary import arbitrary
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import model_pb2
 from mlxrpc_server import listing, parse, types
 from mlxrpc_server.errors import InvalidRequest, Violation
 from mlxrpc_server.types import RequestId
+from tests.arbitrary import arbitrary
 
 ID = RequestId("id")
 TEXT = 'input { text: "x" }'
