@@ -107,7 +107,6 @@ def server() -> model_pb2.Server:
 def model(entry: Entry, status: Status, capabilities: model_pb2.Capabilities) -> model_pb2.Model:
     config, facts, loaded = entry.config, entry.facts, status.model
     known = not facts.problem
-    rows = _rows(loaded)
     return model_pb2.Model(
         name=entry.name,
         aliases=config.aliases,
@@ -126,8 +125,8 @@ def model(entry: Entry, status: Status, capabilities: model_pb2.Capabilities) ->
         default_system_prompt=config.system_prompt,
         capabilities=capabilities,
         last_used_time=None if status.last_used is None else timestamp(status.last_used),
-        in_flight=rows,
-        queued=max(0, status.leases - rows),
+        in_flight=_rows(loaded),
+        queued=status.leases if loaded is None else _waiting(loaded),
         load_duration=None if status.load_seconds is None else duration(status.load_seconds),
     )
 
@@ -138,7 +137,7 @@ def loaded_model(entry: Entry, status: Status, loaded: Model) -> admin_pb2.Loade
         state=_MODEL_STATES[status.state],
         pid=loaded.pid or 0,
         rows=_rows(loaded),
-        waiting=min(loaded.stats.waiting, loaded.in_flight),
+        waiting=_waiting(loaded),
         leases=status.leases,
         steps=loaded.stats.step,
         restarts=loaded.restarts,
@@ -243,6 +242,11 @@ def _memory_bytes(loaded: Model) -> int:
     return loaded.stats.memory_bytes or (loaded.ready.memory_bytes if loaded.ready else 0)
 
 
+def _waiting(loaded: Model) -> int:
+    """As the worker's last report has it; since then they may all have left."""
+    return min(loaded.stats.waiting, loaded.in_flight)
+
+
 def _rows(loaded: Model | None) -> int:
-    """Requests in prefill or decoding: those in flight which the worker's last report did not count as waiting."""
-    return 0 if loaded is None else max(0, loaded.in_flight - loaded.stats.waiting)
+    """Requests in prefill or decoding: those in flight that do not wait for a row."""
+    return 0 if loaded is None else loaded.in_flight - _waiting(loaded)

@@ -112,6 +112,7 @@ async def test_a_load_tells_its_progress_and_ends_with_the_model(service: Script
     model = events[-1].model
     assert (model.name, model.state) == ("a", model_pb2.MODEL_STATE_LOADED)
     assert (model.parameter_count, model.memory_bytes) == (1000, 4000)
+    assert (model.in_flight, model.queued) == (0, 0)
     assert model.HasField("load_duration")
 
 
