@@ -88,12 +88,15 @@ def _serve(channel: Channel, load: wire.Load) -> None:
     channel.send(wire.Progress("imports", 0.0))
     import mlx.core as mx
 
+    from mlxrpc_server.engine import blas
     from mlxrpc_server.engine.batch import Batch
     from mlxrpc_server.engine.load import CannotLoad
     from mlxrpc_server.engine.load import load as load_model
     from mlxrpc_server.engine.loop import Loop
 
+    blas_name = ""
     if mx.default_device() == mx.Device(mx.cpu):
+        blas_name = blas.install()
         # Each compiled function costs seconds of g++ there, and saves nothing that can be measured.
         mx.disable_compile()
     try:
@@ -118,6 +121,7 @@ def _serve(channel: Channel, load: wire.Load) -> None:
             mlx_lm_version=importlib.metadata.version("mlx-lm"),
             parameter_count=loaded.parameter_count,
             memory_bytes=mx.get_active_memory(),
+            blas=blas_name,
         )
     )
     Loop(channel, batch, loaded.vocabulary_size, clock=time.monotonic).run()

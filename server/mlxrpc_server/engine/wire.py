@@ -79,6 +79,8 @@ class Ready(Message, frozen=True):
     mlx_lm_version: str
     parameter_count: int
     memory_bytes: int
+    blas: str = ""
+    """What matrix products run on, for people to read; empty where the device is no CPU, or MLX takes the system's own."""
 
 
 class Left(enum.IntEnum):
