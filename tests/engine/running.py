@@ -1,0 +1,70 @@
+"""A batch in this process, and rows for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlxrpc_server.engine.batch import Batch, Outcome, Row
+from mlxrpc_server.engine.kv import for_model
+from mlxrpc_server.engine.wire import Left
+from mlxrpc_server.types import RowId, Sampling
+
+GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
+
+
+class HandClock:
+    """Advances by so many seconds whenever it is read."""
+
+    def __init__(self, tick: float = 0.0) -> None:
+        self.tick = tick
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        self._now += self.tick
+        return self._now
+
+
+class Run:
+    """A batch, and all that its steps told of each row."""
+
+    def __init__(
+        self, model: Any, *, max_rows: int = 64, prefill_tokens: int = 2048, clock: Callable[[], float] | None = None
+    ) -> None:
+        self.batch = Batch(
+            model, for_model(model), max_rows=max_rows, prefill_tokens=prefill_tokens, clock=clock or HandClock()
+        )
+        self.outcomes: list[Outcome] = []
+
+    def step(self, times: int = 1) -> Outcome:
+        for _ in range(times):
+            self.outcomes.append(self.batch.step())
+        return self.outcomes[-1]
+
+    def to_end(self) -> Run:
+        while not self.batch.idle:
+            self.step()
+        return self
+
+    def tokens(self, id: int) -> list[int]:
+        return [token for outcome in self.outcomes for row, token in outcome.tokens if row == id]
+
+    def left(self, id: int) -> list[Left]:
+        return [reason for outcome in self.outcomes for row, reason in outcome.left if row == id]
+
+
+def row(
+    id: int,
+    prompt: Sequence[int],
+    max_tokens: int = 4,
+    sampling: Sampling = GREEDY,
+    produced: Sequence[int] = (),
+    stop_ids: Sequence[int] = (),
+) -> Row:
+    return Row(RowId(id), prompt, list(produced), sampling, max_tokens, frozenset(stop_ids))
+
+
+def alone(model: Any, one: Row) -> list[int]:
+    run = Run(model)
+    run.batch.submit(row(one.id, one.prompt, one.max_tokens, one.sampling, one.produced, sorted(one.stop_ids)))
+    return run.to_end().tokens(one.id)

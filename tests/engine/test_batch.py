@@ -1,0 +1,292 @@
+"""The batch: who joins, who leaves, in which step, and that nobody's tokens depend on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxrpc_server.engine.batch import Pace
+from mlxrpc_server.engine.wire import Left
+from mlxrpc_server.types import RowId, Sampling
+from tests.engine import tiny
+from tests.engine.running import GREEDY, HandClock, Run, alone, row
+from tests.same_tokens import Judge, assert_same_tokens, judge
+
+MODEL = tiny.attention()
+JUDGE = Judge(MODEL)
+
+tokens = st.integers(0, tiny.VOCABULARY - 1)
+samplings = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    top_p=st.sampled_from([0.8, 1.0]),
+    top_k=st.sampled_from([0, 5]),
+    min_p=st.sampled_from([0.0, 0.05]),
+    seed=st.integers(0, 2**64 - 1),
+)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A row of a random schedule: it comes at one step and may be cancelled at a later one."""
+
+    prompt: list[int]
+    sampling: Sampling
+    max_tokens: int
+    comes: int
+    cancelled: int | None
+
+
+visits = st.builds(
+    Visit,
+    prompt=st.lists(tokens, min_size=1, max_size=20),
+    sampling=samplings,
+    max_tokens=st.integers(1, 8),
+    comes=st.integers(0, 8),
+    cancelled=st.none() | st.integers(0, 12),
+)
+
+
+def submitted(*rows: Any, **settings: Any) -> Run:
+    run = Run(MODEL, **settings)
+    for one in rows:
+        run.batch.submit(one)
+    return run
+
+
+def test_a_row_gets_its_first_token_in_the_step_that_ends_its_prefill() -> None:
+    run = submitted(row(1, [3, 4, 5]))
+    outcome = run.step()
+    assert outcome.prefilled == [(1, 2)]
+    assert [number for number, _ in outcome.tokens] == [1]
+
+
+def test_rows_join_and_leave_between_steps() -> None:
+    run = submitted(row(1, [3, 4, 5], max_tokens=3))
+    run.step()
+    run.batch.submit(row(2, [6, 7], max_tokens=3))
+    outcomes = [run.step() for _ in range(4)]
+    assert [[number for number, _ in outcome.tokens] for outcome in outcomes] == [[1, 2], [1, 2], [2], []]
+    assert [outcome.left for outcome in outcomes[:3]] == [[], [(1, Left.LENGTH)], [(2, Left.LENGTH)]]
+    assert run.batch.idle
+
+
+def test_a_row_ends_at_max_tokens_and_says_so_with_its_last_token() -> None:
+    run = submitted(row(1, [3, 4, 5], max_tokens=5)).to_end()
+    assert len(run.tokens(1)) == 5
+    assert run.left(1) == [Left.LENGTH]
+    assert run.outcomes[-1].tokens
+
+
+def test_a_stop_id_ends_its_row_and_is_its_last_token() -> None:
+    undisturbed = submitted(row(1, [3, 4, 5], max_tokens=6)).to_end().tokens(1)
+    stop = next(token for token in undisturbed[1:] if token != undisturbed[0])
+    run = submitted(row(1, [3, 4, 5], max_tokens=6, stop_ids=[stop]), row(2, [3, 4, 5], max_tokens=6)).to_end()
+    assert run.tokens(1) == undisturbed[: undisturbed.index(stop) + 1]
+    assert run.left(1) == [Left.STOP_TOKEN]
+    assert run.tokens(2) == undisturbed
+
+
+def test_a_stop_id_at_the_last_allowed_token_counts_as_a_stop() -> None:
+    first = alone(MODEL, row(1, [3, 4, 5], max_tokens=1))
+    run = submitted(row(1, [3, 4, 5], max_tokens=1, stop_ids=first)).to_end()
+    assert run.left(1) == [Left.STOP_TOKEN]
+
+
+@pytest.mark.parametrize(
+    ("produced", "reason"), [([7, 8, 9], Left.LENGTH), ([7, 9], Left.STOP_TOKEN)], ids=["at its limit", "stopped"]
+)
+def test_a_row_that_had_ended_already_leaves_without_a_token(produced: list[int], reason: Left) -> None:
+    run = submitted(row(1, [3], max_tokens=3, produced=produced, stop_ids=[9] if len(produced) < 3 else []))
+    assert not run.batch.idle
+    outcome = run.step()
+    assert (outcome.left, outcome.tokens) == ([(1, reason)], [])
+    assert run.batch.idle
+
+
+def test_no_more_rows_than_allowed_run_and_the_others_wait_in_order() -> None:
+    run = submitted(*(row(number, [number, number], max_tokens=2) for number in range(5)), max_rows=2)
+    running = [sorted(number for number, _ in run.step().tokens) for _ in range(6)]
+    assert running == [[0, 1], [0, 1], [2, 3], [2, 3], [4], [4]]
+    assert run.batch.idle
+
+
+def test_waiting_and_decoding_rows_are_counted() -> None:
+    run = submitted(*(row(number, [number, number]) for number in range(5)), max_rows=2)
+    assert (run.batch.waiting, run.batch.decoding) == (5, 0)
+    run.step()
+    assert (run.batch.waiting, run.batch.decoding) == (3, 2)
+    run.to_end()
+    assert (run.batch.waiting, run.batch.decoding) == (0, 0)
+
+
+def test_a_row_cancelled_while_it_waits_is_gone_at_the_next_step() -> None:
+    run = submitted(row(1, [3, 4], max_tokens=9), row(2, [5, 6]), max_rows=1)
+    run.step()
+    run.batch.cancel(RowId(2))
+    assert run.step().left == [(2, Left.CANCELLED)]
+    assert run.batch.waiting == 0
+    run.to_end()
+    assert run.tokens(2) == []
+
+
+def test_a_row_cancelled_in_prefill_is_gone_behind_the_current_chunk() -> None:
+    run = submitted(row(1, [5] * 200))
+    assert run.step().prefilled == [(1, Pace.UNMEASURED)]
+    run.batch.cancel(RowId(1))
+    outcome = run.step()
+    assert (outcome.left, outcome.prefilled, outcome.tokens) == ([(1, Left.CANCELLED)], [], [])
+    assert run.batch.idle
+
+
+def test_a_row_cancelled_while_it_decodes_is_gone_at_the_next_step() -> None:
+    run = submitted(row(1, [3, 4], max_tokens=50), row(2, [5, 6], max_tokens=3))
+    run.step()
+    run.batch.cancel(RowId(1))
+    outcome = run.step()
+    assert outcome.left == [(1, Left.CANCELLED)]
+    assert [number for number, _ in outcome.tokens] == [2]
+    assert run.batch.decoding == 1
+
+
+def test_cancelling_a_row_that_nobody_knows_changes_nothing() -> None:
+    run = submitted(row(1, [3, 4], max_tokens=2))
+    run.batch.cancel(RowId(99))
+    run.to_end()
+    run.batch.cancel(RowId(1))
+    assert run.batch.idle
+    assert run.left(1) == [Left.LENGTH]
+
+
+def test_a_refused_row_leaves_at_the_next_step() -> None:
+    run = submitted()
+    run.batch.refuse(RowId(7))
+    assert run.step().left == [(7, Left.REFUSED)]
+    assert run.batch.idle
+
+
+def test_steps_are_counted_from_one() -> None:
+    run = submitted(row(1, [3, 4], max_tokens=3)).to_end()
+    assert [outcome.step for outcome in run.outcomes] == [1, 2, 3]
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode() -> None:
+    run = submitted(row(1, [3, 4], max_tokens=50), clock=HandClock())
+    run.step()
+    run.batch.submit(row(2, [5] * 150))
+    outcomes = [run.step() for _ in range(3)]
+    assert [outcome.prefilled for outcome in outcomes] == [[(2, 64)], [(2, 128)], [(2, 149)]]
+    assert [len(outcome.tokens) for outcome in outcomes] == [1, 1, 2]
+
+
+def test_chunks_take_the_time_that_they_should_by_measure() -> None:
+    """Each reading of the clock is a second later: the first 64 tokens took one, so half a second is good for 32."""
+    run = submitted(row(1, [5] * 200, max_tokens=50), clock=HandClock(tick=1.0))
+    first, second = run.step(), run.step()
+    assert first.prefill_seconds == 1.0
+    assert [first.prefilled, second.prefilled] == [[(1, 64)], [(1, 96)]]
+
+
+def test_chunks_are_short_beside_rows_that_decode() -> None:
+    pace = Pace(2048)
+    pace.measured(1000, 1.0)
+    assert pace.budget(beside_rows=True) == 100
+    assert pace.budget(beside_rows=False) == 500
+
+
+def test_chunks_are_never_longer_than_allowed_nor_so_short_that_they_never_end() -> None:
+    pace = Pace(128)
+    pace.measured(1000, 0.001)
+    assert pace.budget(beside_rows=False) == 128
+    slow = Pace(128)
+    slow.measured(100, 1000.0)
+    assert slow.budget(beside_rows=True) == Pace.FEWEST
+
+
+def test_measures_that_say_nothing_leave_the_pace_as_it_was() -> None:
+    pace = Pace(2048)
+    pace.measured(3, 5.0)
+    pace.measured(100, 0.0)
+    assert pace.budget(beside_rows=False) == Pace.UNMEASURED
+
+
+def test_short_prompts_are_prefilled_in_one_step_until_its_budget_is_spent() -> None:
+    outcome = submitted(*(row(number, [number] * 30) for number in range(4))).step()
+    assert outcome.prefilled == [(0, 29), (1, 29), (2, 6)]
+
+
+def test_one_token_prompts_need_no_prefill_and_still_spend_budget() -> None:
+    outcome = submitted(*(row(number, [number]) for number in range(70)), max_rows=80).step()
+    assert len(outcome.prefilled) == len(outcome.tokens) == Pace.UNMEASURED
+
+
+@settings(max_examples=40)
+@given(schedule=st.lists(visits, min_size=1, max_size=6), max_rows=st.integers(1, 4))
+def test_every_row_gets_its_solo_tokens_whatever_comes_and_goes(schedule: list[Visit], max_rows: int) -> None:
+    run = Run(MODEL, max_rows=max_rows)
+    for step in range(13):
+        for number, visit in enumerate(schedule):
+            if visit.comes == step:
+                run.batch.submit(row(number, visit.prompt, visit.max_tokens, visit.sampling))
+            if visit.cancelled == step:
+                run.batch.cancel(RowId(number))
+        run.step()
+    run.to_end()
+    for number, visit in enumerate(schedule):
+        solo = alone(MODEL, row(number, visit.prompt, visit.max_tokens, visit.sampling))
+        got = run.tokens(number)
+        JUDGE.check(visit.prompt, visit.sampling, solo[: len(got)], got)
+        assert run.left(number) in ([Left.CANCELLED], [Left.LENGTH])
+        assert run.left(number) == [Left.CANCELLED] or len(got) == visit.max_tokens
+
+
+@settings(max_examples=30)
+@given(
+    prompt=st.lists(tokens, min_size=1, max_size=10), sampling=samplings, cut=st.integers(0, 8), beside=st.booleans()
+)
+def test_a_resubmitted_row_goes_on_with_the_same_tokens(
+    prompt: list[int], sampling: Sampling, cut: int, beside: bool
+) -> None:
+    whole = alone(MODEL, row(1, prompt, 9, sampling))
+    run = submitted(row(1, prompt, 9, sampling, produced=whole[:cut]))
+    if beside:
+        run.batch.submit(row(2, [1, 2, 3], 20))
+    run.to_end()
+    JUDGE.check(prompt, sampling, whole, whole[:cut] + run.tokens(1))
+
+
+def test_the_built_in_model_gives_every_row_of_a_batch_its_solo_tokens() -> None:
+    model = judge().model
+    rows = [
+        row(number, [(11 * number + 5 * place) % 1000 for place in range(1 + 7 * number % 17)], 5 + number % 4, choice)
+        for number, choice in enumerate([GREEDY, *(Sampling(0.8, 0.95, 0, 0.0, seed) for seed in range(5)), GREEDY])
+    ]
+    solo = [alone(model, one) for one in rows]
+    run = Run(model)
+    for one in rows:
+        run.batch.submit(one)
+        run.step()
+    run.to_end()
+    for one, expected in zip(rows, solo, strict=True):
+        assert_same_tokens(one.prompt, one.sampling, expected, run.tokens(one.id))
+
+
+@pytest.mark.parametrize("build", [tiny.sliding_window, tiny.recurrent], ids=["sliding window", "recurrent"])
+def test_models_that_cannot_batch_give_solo_tokens_too(build: Any) -> None:
+    model = build()
+    rows = [
+        row(number, list(range(number, 2 * number + 9)), 4 + number, Sampling(0.9, 1.0, 0, 0.0, number))
+        for number in range(4)
+    ]
+    run = Run(model)
+    for one in rows:
+        run.batch.submit(one)
+        run.step()
+    run.to_end()
+    for one in rows:
+        solo = alone(model, row(one.id, one.prompt, one.max_tokens, one.sampling))
+        Judge(model).check(one.prompt, one.sampling, solo, run.tokens(one.id))
