@@ -150,9 +150,9 @@ def _check(slots: Mapping[int, str], mapped: Sequence[Region]) -> None:
 
 def _replace(slots: Mapping[int, str], blas: Blas) -> None:
     before = {address: read(address) for address in slots}
-    _write({address: blas.addresses[name] for address, name in slots.items()})
+    write({address: blas.addresses[name] for address, name in slots.items()})
     if not _products_are_right():
-        _write(before)
+        write(before)
         raise Unusable(f"{blas.name} gives wrong products")
 
 
@@ -161,7 +161,8 @@ def read(address: int) -> int:
     return ctypes.c_void_p.from_address(address).value or 0
 
 
-def _write(pointers: Mapping[int, int]) -> None:
+def write(pointers: Mapping[int, int]) -> None:
+    """Puts each pointer at its address, in read-only memory too."""
     memory = list(regions())
     for address, pointer in pointers.items():
         (region,) = (region for region in memory if address in region)

@@ -45,7 +45,7 @@ def pointers(data: Bytes, names: Collection[str]) -> dict[str, list[int]]:
     """For each imported function of `names`: where its pointers lie, counted from the address of the file's first byte."""
     try:
         return _Library(data).pointers(names)
-    except (struct.error, IndexError, ValueError, KeyError) as error:
+    except (struct.error, ValueError, KeyError, OverflowError) as error:
         raise Unreadable(f"not a library that can be read: {error}") from error
 
 
