@@ -54,6 +54,7 @@ class ModelAdminService(ModelAdminServiceServicer):
                 mlx_version=_installed("mlx"),
                 mlx_lm_version=_installed("mlx-lm"),
                 start_time=protos.timestamp(self._started_at),
+                cached_tokenizers=len(self._service.tokenizers),
                 open_rpcs=self._calls.open,
                 tasks=len(asyncio.all_tasks()),
             )
@@ -72,6 +73,7 @@ class ModelAdminService(ModelAdminServiceServicer):
             response.models.append(protos.loaded_model(entry, status, status.model))
             if status.model.ready is not None:
                 response.device = status.model.ready.device
+                response.blas = status.model.ready.blas
 
     async def _loading(self, entry: Entry, deadline: float | None) -> AsyncGenerator[pb.LoadModelResponse, None]:
         """Reports as they come, and the model at the end. The load is a task, for it reports while we wait to write."""

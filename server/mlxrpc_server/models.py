@@ -46,6 +46,8 @@ class Status:
     last_used: float | None = None
     """Seconds since the epoch."""
     load_seconds: float | None = None
+    loaded_at: float | None = None
+    """Seconds since the epoch."""
     model: Model | None = None
 
 
@@ -66,6 +68,7 @@ class _Resident:
     leases: int = 0
     last_used: float = field(default_factory=time.time)
     load_seconds: float | None = None
+    loaded_at: float | None = None
     reports: list[Report] = field(default_factory=list)
     loading: asyncio.Task[None] | None = None
     ending: asyncio.Task[None] | None = None
@@ -161,7 +164,8 @@ class Models:
             leases=resident.leases,
             last_used=resident.last_used,
             load_seconds=resident.load_seconds,
-            model=resident.model if resident.stage is _Stage.LOADED else None,
+            loaded_at=resident.loaded_at,
+            model=resident.model if resident.occupies else None,
         )
 
     async def drain(self) -> None:
@@ -223,6 +227,7 @@ class Models:
             self._forget(resident)
             raise
         resident.load_seconds = time.monotonic() - begun
+        resident.loaded_at = time.time()
         resident.stage = _Stage.LOADED
         resident.loading = None
         self._failures.pop(entry.name, None)

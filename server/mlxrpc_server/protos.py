@@ -127,6 +127,7 @@ def model(entry: Entry, status: Status, capabilities: model_pb2.Capabilities) ->
         last_used_time=None if status.last_used is None else timestamp(status.last_used),
         in_flight=_rows(loaded),
         queued=status.leases if loaded is None else _waiting(loaded),
+        load_time=None if status.loaded_at is None else timestamp(status.loaded_at),
         load_duration=None if status.load_seconds is None else duration(status.load_seconds),
     )
 

@@ -80,7 +80,7 @@ class Tokenizer:
         match given:
             case TokenInput(token_ids):
                 self._check_ids(token_ids)
-                return Prompt(_not_empty(token_ids, "input.token_ids"), None)
+                return Prompt(_not_empty(token_ids, "input.token_ids.ids"), None)
             case TextInput(text):
                 _check_text(text, "input.text")
                 return Prompt(_not_empty(self._encode_once(text), "input.text"), text)
@@ -117,12 +117,12 @@ class Tokenizer:
         size = self.vocabulary_size
         outside = [(place, token) for place, token in enumerate(token_ids) if not 0 <= token < size]
         violations = [
-            Violation(f"input.token_ids[{place}]", f"{token} is outside the vocabulary of {size:,} ids")
+            Violation(f"input.token_ids.ids[{place}]", f"{token} is outside the vocabulary of {size:,} ids")
             for place, token in islice(outside, _NAMED_IDS)
         ]
         if len(outside) > _NAMED_IDS:
             rest = len(outside) - _NAMED_IDS
-            violations.append(Violation("input.token_ids", f"{rest:,} more are outside the vocabulary"))
+            violations.append(Violation("input.token_ids.ids", f"{rest:,} more are outside the vocabulary"))
         if violations:
             raise InvalidRequest(violations)
 
@@ -151,6 +151,10 @@ class Tokenizers:
         tokenizer = await asyncio.shield(entry.loading)
         async with entry.turn:
             return await asyncio.to_thread(tokenizer.prompt, given, create_time)
+
+    def __len__(self) -> int:
+        """Those that are ready."""
+        return sum(entry.loading.done() for entry in self._entries.values())
 
     async def close(self) -> None:
         """Ends the loads under way and forgets all."""

@@ -304,7 +304,7 @@ def test_every_id_outside_the_vocabulary_is_named(tokenizer: Tokenizer) -> None:
     size = tokenizer.vocabulary_size
     with pytest.raises(InvalidRequest, match=f"{size} is outside") as error:
         tokenizer.prompt(TokenInput((0, size, 1, 2**32 - 1, -1)), NOON)
-    assert violations(error) == [f"input.token_ids[{place}]" for place in (1, 3, 4)]
+    assert violations(error) == [f"input.token_ids.ids[{place}]" for place in (1, 3, 4)]
 
 
 def test_of_very_many_wrong_ids_the_first_are_named_and_the_others_counted(tokenizer: Tokenizer) -> None:
@@ -312,13 +312,13 @@ def test_of_very_many_wrong_ids_the_first_are_named_and_the_others_counted(token
         tokenizer.prompt(TokenInput((10**6,) * 5000), NOON)
     *_, last = error.value.violations
     assert len(error.value.violations) == 16
-    assert (last.path, last.description) == ("input.token_ids", "4,985 more are outside the vocabulary")
+    assert (last.path, last.description) == ("input.token_ids.ids", "4,985 more are outside the vocabulary")
 
 
 @pytest.mark.parametrize(
     ("empty", "path"),
     [
-        (TokenInput(()), "input.token_ids"),
+        (TokenInput(()), "input.token_ids.ids"),
         (TextInput(""), "input.text"),
         (Conversation(()), "input.conversation"),
         (HELLO, "input.conversation"),

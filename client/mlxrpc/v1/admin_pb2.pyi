@@ -149,7 +149,7 @@ class UnloadModelRequest(_message.Message):
     """The model's name or one of its aliases. Empty: the server's default model. Unknown: NOT_FOUND."""
     force: _builtins.bool
     """Unset and false: waits for the requests in flight up to the caller's deadline; new ones wait. At the deadline:
-    DEADLINE_EXCEEDED, and the model stays loaded. True: ends the requests in flight with UNAVAILABLE.
+    UNAVAILABLE, and the model stays loaded. True: ends the requests in flight with UNAVAILABLE.
     """
     def __init__(
         self,
