@@ -28,7 +28,7 @@ from mlxrpc_server.errors import (
 from mlxrpc_server.flight import Flight, News, Orders
 from mlxrpc_server.model import Model
 from mlxrpc_server.models import Models
-from mlxrpc_server.text import TextStream
+from mlxrpc_server.text import TextDelta, TextStream
 from mlxrpc_server.tokenizer import Tokenizer, TokenizerError, Tokenizers
 from mlxrpc_server.types import FinishReason, Request
 
@@ -208,23 +208,44 @@ class _Run:
         self._text = TextStream(plan.tokenizer.vocabulary, request.stop.sequences)
         self._text.replay(self._with_text(self._resumed))
         self._stop_token: int | None = None
+        self._left: Left | None = None
 
     async def events(self) -> AsyncIterator[Event]:
-        told_prefilled = -1
-        left: Left | None = None
-        while left is None and self._text.matched is None:
-            news = await self._news()
-            left = news.left
-            if self._request.prefill_progress and not news.tokens and news.prefilled != told_prefilled:
-                told_prefilled = news.prefilled
-                yield self._progress(news.prefilled)
-            delta = self._text.push(self._with_text(news.tokens))
-            if delta.token_ids:
-                yield self._delta(delta.text, delta.token_ids)
-        rest = self._rest(left)
-        if rest.token_ids:
-            yield rest
-        yield self._finished(left)
+        prefilled, prefilling = 0, self._request.prefill_progress
+        delta = TextDelta((), "")
+        while not self._over:
+            news = await self._flight.news()
+            if prefilling and news.prefilled != prefilled:
+                prefilled = news.prefilled
+                yield self._progress(prefilled)
+            # A replaced engine prefills again: behind the first token nobody is told.
+            prefilling = prefilling and not news.tokens
+            delta = await self._accompanied(self._push(news))
+            if delta.token_ids and not self._over:
+                yield self._delta(delta)
+        last = self._with_rest(delta)
+        if last.token_ids:
+            yield self._delta(last)
+        yield self._finished()
+
+    @property
+    def _over(self) -> bool:
+        return self._left is not None or self._text.matched is not None
+
+    def _push(self, news: News) -> TextDelta:
+        self._left = news.left
+        return self._text.push(self._with_text(news.tokens))
+
+    async def _accompanied(self, delta: TextDelta) -> TextDelta:
+        """With what can be sent while it waits for company."""
+        wish = self._request.coalescing
+        if not delta.token_ids or len(delta.token_ids) >= wish.min_tokens:
+            return delta
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wish.max_delay):
+                while not self._over and len(delta.token_ids) < wish.min_tokens:
+                    delta = delta.joined(self._push(await self._flight.news()))
+        return delta
 
     def _with_text(self, tokens: Sequence[int]) -> Sequence[int]:
         """The tokens without the stop token at their end: whatever it spells, it has no text."""
@@ -232,46 +253,31 @@ class _Run:
             return tokens[:-1]
         return tokens
 
-    async def _news(self) -> News:
-        """The next tokens, and those that arrive while they wait for company."""
-        news = await self._flight.news()
-        wish = self._request.coalescing
-        if wish.min_tokens <= 1 or not news.tokens:
-            return news
-        tokens, prefilled, left = news.tokens, news.prefilled, news.left
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wish.max_delay):
-                while left is None and len(tokens) < wish.min_tokens:
-                    news = await self._flight.news()
-                    tokens, prefilled, left = tokens + news.tokens, news.prefilled, news.left
-        return News(tokens, prefilled, left)
-
     def _progress(self, prefilled: int) -> PrefillProgress:
         """The engine keeps a prompt's last token for its first decoding step: it counts it as done with the others."""
         total = len(self._plan.prompt) + len(self._resumed)
         return PrefillProgress(prefilled if prefilled < total - 1 else total, total)
 
-    def _delta(self, text: str, token_ids: tuple[int, ...]) -> Delta:
+    def _delta(self, delta: TextDelta) -> Delta:
         if not self._request.token_details:
-            return Delta(text, token_ids)
-        pieces = tuple(self._piece(token) for token in token_ids)
-        return Delta(text, token_ids, pieces)
+            return Delta(delta.text, delta.token_ids)
+        pieces = tuple(self._piece(token) for token in delta.token_ids)
+        return Delta(delta.text, delta.token_ids, pieces)
 
     def _piece(self, token: int) -> bytes:
         return b"" if token == self._stop_token else self._plan.tokenizer.vocabulary.piece(token)
 
-    def _rest(self, left: Left | None) -> Delta:
-        """What was held back, and the stop token."""
-        held = self._text.finish()
-        token_ids = held.token_ids
-        if left is Left.STOP_TOKEN and self._text.matched is None:
+    def _with_rest(self, delta: TextDelta) -> TextDelta:
+        """And what was held back, and the stop token."""
+        last = delta.joined(self._text.finish())
+        if self._left is Left.STOP_TOKEN and self._text.matched is None:
             self._stop_token = self._flight.produced[-1]
             if len(self._flight.produced) > len(self._resumed):
-                token_ids += (self._stop_token,)
-        return self._delta(held.text, token_ids)
+                return last.joined(TextDelta((self._stop_token,), ""))
+        return last
 
-    def _finished(self, left: Left | None) -> Finished:
-        reason, matched = self._ending(left)
+    def _finished(self) -> Finished:
+        reason, matched = self._ending()
         stop_tokens = 0 if self._stop_token is None else 1
         return Finished(
             reason=reason,
@@ -280,10 +286,10 @@ class _Run:
             timings=self._timings(),
         )
 
-    def _ending(self, left: Left | None) -> tuple[FinishReason, int | str | None]:
+    def _ending(self) -> tuple[FinishReason, int | str | None]:
         if self._text.matched is not None:
             return FinishReason.STOP_SEQUENCE, self._text.matched
-        match left:
+        match self._left:
             case Left.STOP_TOKEN:
                 return FinishReason.STOP_TOKEN, self._stop_token
             case Left.LENGTH:
@@ -292,7 +298,7 @@ class _Run:
                 sentence = "holds an id that the model's logits do not have"
                 raise InvalidRequest([Violation("input", sentence)])
             case _:
-                raise ServerError(f"the engine gave the request up: {left}")
+                raise ServerError(f"the engine gave the request up: {self._left}")
 
     def _timings(self) -> Timings:
         flight = self._flight

@@ -33,6 +33,9 @@ class TextDelta:
     token_ids: tuple[int, ...]
     text: str
 
+    def joined(self, next: TextDelta) -> TextDelta:
+        return TextDelta(self.token_ids + next.token_ids, self.text + next.text)
+
 
 class _Run:
     """Consecutive tokens that can only be sent together: all but the last end inside a character."""
