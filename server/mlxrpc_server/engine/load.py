@@ -68,7 +68,7 @@ def _loaded(path: Path, report: Report) -> Loaded:
     dtype = _settle(model)
     report("warm-up", 0.7)
     probe = _probe_tokens(model)
-    kv = _proven(model, probe, dtype)
+    kv = proven(model, probe, dtype)
     report("ready", 1.0)
     return Loaded(
         model=model,
@@ -120,7 +120,7 @@ def _logits_width(model: Any, tokens: list[int]) -> int:
     return int(model(mx.array([tokens])).shape[-1])
 
 
-def _proven(model: Any, probe: list[list[int]], dtype: mx.Dtype) -> KV:
+def proven(model: Any, probe: list[list[int]], dtype: mx.Dtype) -> KV:
     """The model's KV, if rows in it give what they give alone; else lanes, which cannot fail at that.
 
     It is also the warm-up: it compiles the kernels of prefill, decoding and sampling.
