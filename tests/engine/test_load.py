@@ -1,0 +1,147 @@
+"""Loading: what can be served, how, and why not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxrpc_server import demo
+from mlxrpc_server.engine.kv import Lanes, Slots
+from mlxrpc_server.engine.load import CannotLoad, load, proven
+from tests.engine import tiny
+
+PROBE = [[1, 2, 3, 4], [5, 6], [7, 8, 9], [10, 11, 12, 13, 14]]
+
+
+def copy(folder: Path) -> Path:
+    return Path(shutil.copytree(demo.source(), folder / "model"))
+
+
+def change(folder: Path, **values: Any) -> Path:
+    """The folder with these keys of its config; None takes a key out."""
+    config = json.loads((folder / "config.json").read_text()) | values
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def change_weights(folder: Path, name: str, array: mx.array | None) -> Path:
+    path = folder / "model.safetensors"
+    weights: dict[str, mx.array] = dict(mx.load(str(path)))  # type: ignore[arg-type]
+    mx.eval(weights)
+    weights.pop(name)
+    if array is not None:
+        weights[name] = array
+    path.unlink()
+    mx.save_safetensors(str(path), weights)
+    return folder
+
+
+def nothing(_stage: str, _fraction: float) -> None:
+    pass
+
+
+def cause(folder: Path) -> str:
+    with pytest.raises(CannotLoad) as caught:
+        load(folder, nothing)
+    return str(caught.value)
+
+
+def test_the_built_in_model_is_batched_and_measured() -> None:
+    reports: list[tuple[str, float]] = []
+    loaded = load(demo.source(), lambda stage, fraction: reports.append((stage, fraction)))
+    assert loaded.batched
+    assert loaded.vocabulary_size == loaded.model(mx.array([[1]])).shape[-1] == 1_280
+    assert loaded.dtype == mx.float32
+    assert loaded.parameter_count > 1_000_000
+    assert [stage for stage, _ in reports] == ["config", "weights", "memory", "warm-up", "ready"]
+    assert [fraction for _, fraction in reports] == sorted(fraction for _, fraction in reports)
+
+
+def test_an_empty_folder_says_which_file_is_missing(tmp_path: Path) -> None:
+    assert "config.json" in cause(tmp_path)
+
+
+def test_a_config_without_a_type_says_so(tmp_path: Path) -> None:
+    assert cause(change(copy(tmp_path), model_type=None)) == "config.json has no 'model_type'"
+
+
+def test_an_unsupported_type_is_named_before_any_weight_is_read(tmp_path: Path) -> None:
+    folder = change(copy(tmp_path), model_type="perceptron9000")
+    (folder / "model.safetensors").unlink()
+    assert "perceptron9000 not supported" in cause(folder)
+
+
+def test_a_config_that_is_no_json_says_so(tmp_path: Path) -> None:
+    folder = copy(tmp_path)
+    (folder / "config.json").write_text('{"model_type": ')
+    assert cause(folder).startswith("config.json: ")
+
+
+def test_missing_weight_files_are_named(tmp_path: Path) -> None:
+    folder = copy(tmp_path)
+    (folder / "model.safetensors").unlink()
+    assert "no model*.safetensors in" in cause(folder)
+
+
+def test_a_weight_that_is_missing_is_named(tmp_path: Path) -> None:
+    assert "model.norm.weight" in cause(change_weights(copy(tmp_path), "model.norm.weight", None))
+
+
+def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
+    assert "model.norm.weight" in cause(change_weights(copy(tmp_path), "model.norm.weight", mx.ones((3,))))
+
+
+def test_a_weight_file_that_was_cut_off_is_a_cause_in_words(tmp_path: Path) -> None:
+    path = copy(tmp_path) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert len(cause(path.parent).split()) > 3
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    broken = change_weights(copy(tmp_path), "model.norm.weight", mx.full((192,), float("nan")))
+    assert cause(broken) == "its logits are not finite numbers"
+
+
+class Misbehaving:
+    """The model where each row is alone, and something else where several are decoded together."""
+
+    def __init__(self, model: Any, raises: Exception | None = None) -> None:
+        self.layers = model.layers
+        self._model = model
+        self._raises = raises
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        logits: mx.array = self._model(tokens, cache=cache)
+        if tokens.shape[0] == 1:
+            return logits
+        if self._raises is not None:
+            raise self._raises
+        return logits + mx.arange(tokens.shape[0])[:, None, None]
+
+
+def test_a_model_that_agrees_with_itself_is_batched() -> None:
+    assert isinstance(proven(tiny.attention(), PROBE, mx.float32), Slots)
+
+
+def test_a_model_that_gives_other_logits_in_a_batch_runs_in_lanes() -> None:
+    assert isinstance(proven(Misbehaving(tiny.attention()), PROBE, mx.float32), Lanes)
+
+
+def test_a_model_that_raises_in_a_batch_runs_in_lanes() -> None:
+    model = Misbehaving(tiny.attention(), raises=ValueError("one row at a time"))
+    assert isinstance(proven(model, PROBE, mx.float32), Lanes)
+
+
+def test_proving_leaves_no_row_behind() -> None:
+    model = tiny.attention()
+    kv = proven(model, PROBE, mx.float32)
+    cache = kv.open()
+    model(mx.array([[4, 5]]), cache=cache)
+    kv.join(cache)
+    assert float(mx.abs(kv.decode([6])[0] - tiny.logits_alone(model, [4, 5, 6])).max()) < 1e-4

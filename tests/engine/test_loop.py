@@ -1,0 +1,121 @@
+"""The worker's loop over a line that is a list: what it tells, in which order, and when it sleeps."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mlxrpc_server.engine import wire
+from mlxrpc_server.engine.batch import Batch
+from mlxrpc_server.engine.kv import for_model
+from mlxrpc_server.engine.loop import STATS_EVERY, Loop
+from mlxrpc_server.types import RowId
+from tests.engine import tiny
+from tests.engine.running import GREEDY, HandClock
+
+MODEL = tiny.attention()
+
+Inbox = list[wire.Message]
+
+
+class Line:
+    """Hands out one inbox at each receive, then Shutdown; keeps what it is told."""
+
+    def __init__(self, *inboxes: Inbox) -> None:
+        self.waits: list[bool] = []
+        self.said: list[wire.Message] = []
+        self._inboxes = deque(inboxes)
+
+    def receive(self, *, wait: bool) -> Iterator[wire.Message]:
+        self.waits.append(wait)
+        yield from self._inboxes.popleft() if self._inboxes else [wire.Shutdown()]
+
+    def send(self, message: wire.Message) -> None:
+        self.said.append(message)
+
+    @property
+    def steps(self) -> list[wire.Step]:
+        return [message for message in self.said if isinstance(message, wire.Step)]
+
+    @property
+    def stats(self) -> list[wire.Stats]:
+        return [message for message in self.said if isinstance(message, wire.Stats)]
+
+
+def run(*inboxes: Inbox, clock: Callable[[], float] | None = None) -> Line:
+    line = Line(*inboxes)
+    batch = Batch(MODEL, for_model(MODEL), max_rows=8, prefill_tokens=64, clock=HandClock())
+    Loop(line, batch, tiny.VOCABULARY, clock or HandClock()).run()
+    return line
+
+
+def submit(row: int, prompt: list[int], max_tokens: int = 2, produced: list[int] | None = None) -> wire.Submit:
+    return wire.Submit(RowId(row), prompt, produced or [], GREEDY, max_tokens, [])
+
+
+def test_it_receives_then_steps_then_tells() -> None:
+    line = run([submit(1, [3, 4])], [], [])
+    assert [step.rows for step in line.steps] == [[1], [1]]
+    assert line.steps[0].prefilled == [(1, 1)]
+    assert (line.steps[1].left, line.steps[1].reasons) == ([1], [wire.Left.LENGTH])
+    assert isinstance(line.said[0], wire.Step)
+
+
+def test_it_sleeps_only_while_there_is_nothing_to_do() -> None:
+    assert run([submit(1, [3, 4])], [], []).waits == [True, False, True, True]
+
+
+def test_one_frame_tells_of_all_rows_of_a_step() -> None:
+    line = run([submit(1, [3, 4]), submit(2, [5]), submit(3, [6, 7])])
+    assert (line.steps[0].rows, len(line.steps[0].tokens)) == ([1, 2, 3], 3)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        submit(1, [3, tiny.VOCABULARY]),
+        submit(1, [-1]),
+        submit(1, [3], produced=[tiny.VOCABULARY]),
+        submit(1, [3], produced=[-5]),
+        submit(1, []),
+        submit(1, [], produced=[3]),
+    ],
+    ids=["above the logits", "negative", "produced above", "produced negative", "empty", "nothing but produced"],
+)
+def test_ids_that_the_model_does_not_have_are_refused_and_others_served(bad: wire.Submit) -> None:
+    line = run([bad, submit(2, [3])])
+    assert (line.steps[0].left, line.steps[0].reasons) == ([1], [wire.Left.REFUSED])
+    assert line.steps[0].rows == [2]
+
+
+def test_the_last_id_of_the_logits_is_served() -> None:
+    assert run([submit(1, [tiny.VOCABULARY - 1])]).steps[0].rows == [1]
+
+
+def test_cancels_of_unknown_rows_are_harmless() -> None:
+    line = run([wire.Cancel(RowId(5)), submit(1, [3]), wire.Cancel(RowId(6))], [wire.Cancel(RowId(7))])
+    assert [step.rows for step in line.steps] == [[1], [1]]
+
+
+def test_a_cancel_in_the_inbox_of_its_submit_leaves_without_a_token() -> None:
+    line = run([submit(1, [3]), wire.Cancel(RowId(1))])
+    assert (line.steps[0].rows, line.steps[0].reasons) == ([], [wire.Left.CANCELLED])
+
+
+def test_it_tells_its_stats_when_it_falls_idle() -> None:
+    line = run([submit(1, [3], max_tokens=3)], [], [])
+    last = line.stats[-1]
+    assert (last.step, last.decoding, last.waiting) == (3, 0, 0)
+
+
+def test_while_it_is_busy_it_tells_its_stats_about_once_a_second() -> None:
+    line = run([submit(1, [3], max_tokens=9)], *([[]] * 8), clock=HandClock(tick=STATS_EVERY / 4))
+    busy = [stats.step for stats in line.stats if stats.decoding]
+    assert busy == [1, 5]
+
+
+def test_a_message_of_the_other_direction_ends_it() -> None:
+    with pytest.raises(ValueError, match="unexpected Failed"):
+        run([wire.Failed("?")])
