@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -47,17 +48,21 @@ OPTIONS = (
 )
 
 
+LAST_WRITES = 0.5
+"""Seconds for what calls that have ended still have to send."""
+
+
 class CannotListen(Exception):
     """The address is taken, or is not ours."""
 
 
 async def serve(config: Config, announce: Callable[[str], None]) -> None:
     """Until a signal. `announce` is told where it listens, once it does."""
-    async with Server(config) as server:
-        announce(f"mlxrpc is listening on {server.address}")
-        if server.admin_address is not None:
-            announce(f"mlxrpc admin is listening on {server.admin_address}")
-        with _signals() as (drain, abort):
+    with _signals() as (drain, abort):
+        async with Server(config) as server:
+            announce(f"mlxrpc is listening on {server.address}")
+            if server.admin_address is not None:
+                announce(f"mlxrpc admin is listening on {server.admin_address}")
             await server.run(drain, abort)
 
 
@@ -70,7 +75,7 @@ class Server:
         self._config = config
         self._lives = contextlib.AsyncExitStack()
 
-    async def __aenter__(self) -> Server:
+    async def __aenter__(self) -> Self:
         async with self._lives as lives:
             await self._start(lives)
             self._lives = lives.pop_all()
@@ -107,6 +112,8 @@ class Server:
             aborted = asyncio.create_task(abort.wait())
             await asyncio.wait([draining, aborted], return_when=asyncio.FIRST_COMPLETED)
             aborted.cancel()
+            if draining.done():
+                draining.result()
 
     async def _drain(self) -> None:
         log.info("draining", extra={"lame_duck": self._config.lame_duck, "open_calls": self._calls.open})
@@ -115,7 +122,11 @@ class Server:
         await asyncio.sleep(self._config.lame_duck)
         self._calls.drain()
         await self._service.models.drain()
-        await self._grpc.stop(self._config.drain_timeout)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.drain_timeout):
+                await self._calls.all_ended()
+        # The last answers are still being written; health watches, which never end by themselves, are cut here.
+        await self._grpc.stop(LAST_WRITES)
         log.info("drained", extra={"open_calls": self._calls.open})
 
     def _make(self, entry: Entry, health: Callable[[ModelHealth], None], lost: Callable[[ServerError], None]) -> Model:
@@ -179,9 +190,9 @@ async def _bound(server: grpc.aio.Server, address: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _running(work: object, name: str) -> AsyncIterator[asyncio.Task[None]]:
+async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
     """A task that lives as long as the context, and no longer."""
-    task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]
+    task = asyncio.create_task(work, name=name)
     try:
         yield task
     finally:
@@ -190,7 +201,7 @@ async def _running(work: object, name: str) -> AsyncIterator[asyncio.Task[None]]
 
 
 @contextlib.contextmanager
-def _signals():  # type: ignore[no-untyped-def]
+def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
     """The first SIGTERM or SIGINT drains, the second ends at once."""
     loop, drain, abort = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
