@@ -1,6 +1,6 @@
 """Requests as tests send them, what they get back, and what the received tokens' bytes say on their own.
 
-Knows the contract alone: nothing of it is imported from the server.
+What it knows of the server is how a near-tie between two tokens is judged, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mlxrpc.v1 import inference_pb2 as pb
+from mlxrpc_server.types import SamplingChoice
 from tests.end_to_end.running import RunningServer
 
 TIMEOUT = 120.0
@@ -123,16 +124,17 @@ def streams(server: RunningServer, requests: Iterable[pb.StreamGenerateRequest])
         yield received
 
 
-def cut(server: RunningServer, request: pb.StreamGenerateRequest, deltas: int) -> Received:
-    """What a client has who goes away after so many deltas."""
-    call = server.inference.StreamGenerate(request, timeout=TIMEOUT)
-    received = Received()
-    for event in call:
-        received.add(event)
-        if received.started.response_id and len(received.deltas) >= deltas:
-            break
-    call.cancel()
-    return received
+def cut(server: RunningServer, request: pb.StreamGenerateRequest, deltas: Iterable[int]) -> Iterator[Received]:
+    """What clients have who go away after so many deltas each; all at once."""
+    calls = [(server.inference.StreamGenerate(request, timeout=TIMEOUT), most) for most in deltas]
+    for call, most in calls:
+        received = Received()
+        for event in call:
+            received.add(event)
+            if len(received.deltas) >= most:
+                break
+        call.cancel()
+        yield received
 
 
 def generate(server: RunningServer, request: pb.StreamGenerateRequest) -> pb.GenerateResponse:
@@ -151,6 +153,25 @@ def resuming(
     again.resume.fingerprint = started.fingerprint
     again.resume.create_time.CopyFrom(started.create_time)
     return again
+
+
+def prompt_ids(server: RunningServer, request: pb.StreamGenerateRequest) -> list[int]:
+    count = pb.CountTokensRequest(model=request.model, input=request.input, return_token_ids=True)
+    return list(server.inference.CountTokens(count, timeout=TIMEOUT).token_ids)
+
+
+def same_tokens(
+    server: RunningServer, request: pb.StreamGenerateRequest, expected: Sequence[int], actual: Sequence[int]
+) -> bool:
+    """Whether they are equal. Fails where they are not, unless a proven near-tie parts them."""
+    if list(expected) == list(actual):
+        return True
+    from tests.same_tokens import assert_same_tokens
+
+    given = {known.name: value for known, value in request.sampling.ListFields() if known.name != "seed"}
+    sampling = SamplingChoice(**given).resolve(request.sampling.seed)
+    assert_same_tokens(prompt_ids(server, request), sampling, expected, actual)
+    return False
 
 
 def spelled(tokens: Iterable[pb.Token]) -> str:
