@@ -74,11 +74,11 @@ class Worker:
 
     async def messages(self) -> AsyncIterator[wire.Message]:
         """Everything that the worker says, until it is gone. May be left and taken up again."""
-        while True:
+        more = True
+        while more or self._arrived:
             while self._arrived:
                 yield self._arrived.popleft()
-            if not await self._receive():
-                return
+            more = more and await self._receive()
 
     async def _receive(self) -> bool:
         """False where nothing more will come. A worker that talks nonsense is as good as gone: end() makes it so."""
