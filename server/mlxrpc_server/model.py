@@ -29,6 +29,9 @@ MAX_STRIKES = 2
 START_ATTEMPTS = 2
 """A worker that is killed while it loads may have been killed by chance; twice is no chance."""
 
+NOTHING_YET = wire.Stats(step=0, decoding=0, waiting=0, memory_bytes=0)
+"""What a worker holds before it has told."""
+
 Report = Callable[[str, float], None]
 Spawn = Callable[[], Awaitable[Worker]]
 
@@ -49,7 +52,7 @@ class Model:
     ) -> None:
         self.entry = entry
         self.ready: wire.Ready | None = None
-        self.stats = wire.Stats(step=0, decoding=0, waiting=0, memory_bytes=0)
+        self.stats = NOTHING_YET
         self.restarts = 0
         self._load = load
         self._spawn = spawn
@@ -182,6 +185,7 @@ class Model:
         )
         self._strike(how)
         self._worker = replacement = await self._started(no_report)
+        self.stats = NOTHING_YET
         self._serving = True
         self._health_changed(ModelHealth.UP)
         for flight in list(self._flights.values()):
