@@ -115,12 +115,11 @@ class Flight:
     async def news(self) -> News:
         """Waits until there is any. What came before an error is told before it is raised."""
         await self._wake.wait()
-        self._wake.clear()
+        if not self.ended:
+            self._wake.clear()
         tokens, self._told = self.produced[self._told :], len(self.produced)
         if self._error is not None and not tokens:
             raise self._error
-        if self.ended:
-            self._wake.set()
         return News(tokens, self.prefilled, self._left)
 
     def _begin(self, seconds: float) -> None:
