@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -33,7 +34,7 @@ class RunningServer:
         self.admin_channel = grpc.insecure_channel(self.admin_address)
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.admin = admin_pb2_grpc.ModelAdminServiceStub(self.admin_channel)
-        self.health = health_pb2_grpc.HealthStub(self.channel)
+        self.health: Any = health_pb2_grpc.HealthStub(self.channel)  # the type stubs know no methods of it
 
     def _announced(self, beginning: str) -> str:
         """The rest of the line that begins so; the server says its addresses on stdout."""
@@ -71,8 +72,7 @@ class RunningServer:
         raise AssertionError(f"{name} is not loaded")
 
     def log(self) -> str:
-        with open(self._log_path, encoding="utf-8") as file:
-            return file.read()
+        return Path(self._log_path).read_text(encoding="utf-8")
 
     def log_lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
