@@ -42,7 +42,7 @@ class ModelAdminService(ModelAdminServiceServicer):
             entry = self._service.catalog.find(request.model)
             call.note(model=entry.name)
             in_flight = self._in_flight(entry)
-            await self._service.models.unload(entry, force=request.force, deadline=call.deadline)
+            await self._service.models.unload(entry, force=request.force)
             (model,) = await describe([entry], self._service.models)
             return pb.UnloadModelResponse(model=model, ended_requests=in_flight if request.force else 0)
 
@@ -99,7 +99,7 @@ class ModelAdminService(ModelAdminServiceServicer):
 
     async def _loaded(self, entry: Entry, deadline: float | None, report: Report) -> pb.LoadModelResponse:
         """The model is described while it is leased: it cannot be evicted before."""
-        async with self._service.models.lease(entry, deadline, report):
+        async with self._service.models.lease(entry, deadline, report, patient=True):
             (model,) = await describe([entry], self._service.models)
             return pb.LoadModelResponse(model=model)
 

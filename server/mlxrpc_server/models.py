@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -108,10 +109,13 @@ class Models:
 
     @contextlib.asynccontextmanager
     async def lease(
-        self, entry: Entry, deadline: float | None = None, report: Report | None = None
+        self, entry: Entry, deadline: float | None = None, report: Report | None = None, *, patient: bool = False
     ) -> AsyncIterator[Model]:
-        """The model, loaded, and not evicted while the context lasts. `deadline` is in time.monotonic's terms."""
-        until = self._until_at_most(deadline)
+        """The model, loaded, and not evicted while the context lasts. `deadline` is in time.monotonic's terms.
+
+        Whoever is `patient` waits beyond the longest wait of requests: a large model takes minutes to load.
+        """
+        until = self._until_at_most(deadline, math.inf if patient else self.limits.longest_wait)
         resident = await self._admitted(entry, until)
         if report is not None:
             resident.reports.append(report)
@@ -127,18 +131,20 @@ class Models:
             self._abandon(resident)
             self._pulse()
 
-    async def unload(self, entry: Entry, *, force: bool, deadline: float | None = None) -> bool:
-        """Ends a model's worker: behind its requests, or with `force` at once. False where it was not loaded."""
-        until = self._until_at_most(deadline)
+    async def unload(self, entry: Entry, *, force: bool) -> bool:
+        """Ends a model's worker: behind its requests, or with `force` at once. False where it was not loaded.
+
+        Waits as long as it takes. Cancelling it leaves the model loaded.
+        """
         resident = self._residents.get(entry.name)
         if resident is None or resident.stage is _Stage.WAITING:
             return False
         if resident.loading is not None:
-            await self._finished(resident, resident.loading, until)
+            await self._finished(resident, resident.loading, math.inf)
         resident.stage = _Stage.UNLOADING
         try:
             while resident.leases and not force:
-                await self._pulsed(until, _busy(entry, "still has requests in flight"))
+                await self._changed.wait()
         except BaseException:
             if resident.ending is None:
                 resident.stage = _Stage.LOADED
@@ -331,9 +337,9 @@ class Models:
         except TimeoutError:
             raise late from None
 
-    def _until_at_most(self, deadline: float | None) -> float:
+    def _until_at_most(self, deadline: float | None, longest_wait: float) -> float:
         """When whoever asks now has waited long enough, in time.monotonic's terms."""
-        longest = time.monotonic() + self.limits.longest_wait
+        longest = time.monotonic() + longest_wait
         return longest if deadline is None else min(longest, deadline - BEFORE_DEADLINE)
 
     def _pulse(self) -> None:

@@ -164,7 +164,7 @@ class Server:
             entry = self._service.catalog.find(name)
             try:
                 await self._service.tokenizer(entry)
-                async with self._service.models.lease(entry):
+                async with self._service.models.lease(entry, patient=True):
                     pass
             except ServerError as error:
                 log.error("a model to preload failed", extra={"model": name, "cause": str(error)})

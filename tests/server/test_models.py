@@ -399,17 +399,6 @@ async def test_newcomers_wait_for_an_unload_and_load_anew(tmp_path: Path) -> Non
         await newcomer.give_back()
 
 
-async def test_an_unload_whose_deadline_comes_leaves_the_model_loaded(tmp_path: Path) -> None:
-    async with house(tmp_path, "a") as one:
-        lease = one.lease("a")
-        await lease.granted()
-        with pytest.raises(Unavailable, match="still has requests in flight"):
-            await one.models.unload(one.entry("a"), force=False, deadline=soon())
-        await one.use("a")
-        assert one.count("load a") == 1
-        await lease.give_back()
-
-
 async def test_a_newcomer_that_waits_for_an_unload_is_served_when_the_unload_gives_up(tmp_path: Path) -> None:
     async with house(tmp_path, "a") as one:
         lease = one.lease("a")
@@ -430,12 +419,30 @@ async def test_other_models_comings_and_goings_do_not_prolong_a_wait(tmp_path: P
         lease = one.lease("a")
         await lease.granted()
         unloading = asyncio.create_task(one.models.unload(one.entry("a"), force=False))
+        await turn()
+        newcomer = one.lease("a")
         async with asyncio.timeout(10):
-            while not unloading.done():
+            while newcomer.waits:
                 await one.use("b")
                 await asyncio.sleep(0)
-        assert isinstance(unloading.exception(), Unavailable)
+        assert unavailable(newcomer).reason == "MODEL_BUSY"
         await lease.give_back()
+        await unloading
+
+
+async def test_the_patient_wait_longer_than_requests_do(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", "b", limits=Limits(max_loaded=1, longest_wait=0.0)) as one, asyncio.timeout(10):
+        async with one.models.lease(one.entry("a"), patient=True):
+            waiting = asyncio.create_task(patiently(one, "b"))
+            await turn()
+            assert not waiting.done()
+        await waiting
+        assert one.loaded() == ["b"]
+
+
+async def patiently(one: House, name: str) -> None:
+    async with one.models.lease(one.entry(name), patient=True):
+        pass
 
 
 async def test_a_forced_unload_waits_for_nobody(tmp_path: Path) -> None:
