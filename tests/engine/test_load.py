@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.nn.layers.quantized import quantize
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
 
 from mlxrpc_server import demo
 from mlxrpc_server.engine.kv import Lanes, Slots
@@ -106,6 +110,32 @@ def test_a_weight_file_that_was_cut_off_is_a_cause_in_words(tmp_path: Path) -> N
 def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     broken = change_weights(copy(tmp_path), "model.norm.weight", mx.full((192,), float("nan")))
     assert cause(broken) == "its logits are not finite numbers"
+
+
+def rewritten(folder: Path, rewrite: Callable[[Any], None], **config: Any) -> Path:
+    """The built-in model after a change of its weights."""
+    copied = change(copy(folder), **config)
+    model, _config = load_model(copied)
+    rewrite(model)
+    mx.eval(model.parameters())
+    (copied / "model.safetensors").unlink()
+    mx.save_safetensors(str(copied / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    return copied
+
+
+def test_half_precision_becomes_float32_on_a_cpu_which_is_slow_at_it(tmp_path: Path) -> None:
+    loaded = load(rewritten(tmp_path, lambda model: model.set_dtype(mx.bfloat16)), nothing)
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    assert loaded.dtype == (mx.float32 if on_cpu else mx.bfloat16)
+    assert loaded.batched
+
+
+def test_quantized_weights_stay_quantized(tmp_path: Path) -> None:
+    folder = rewritten(tmp_path, lambda model: quantize(model, 64, 4))
+    loaded = load(change(folder, quantization={"group_size": 64, "bits": 4}), nothing)
+    assert loaded.batched
+    assert loaded.model.layers[0].mlp.up_proj.bits == 4
+    assert loaded.parameter_count == load(demo.source(), nothing).parameter_count
 
 
 class Misbehaving:
