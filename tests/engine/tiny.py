@@ -28,7 +28,7 @@ def attention() -> Any:
         rope_theta=10_000.0,
         tie_word_embeddings=True,
     )
-    return ready(qwen3.Model(arguments))
+    return made(qwen3.Model, arguments)
 
 
 def sliding_window() -> Any:
@@ -46,7 +46,7 @@ def sliding_window() -> Any:
         sliding_window=8,
         sliding_window_pattern=6,
     )
-    return ready(gemma3_text.Model(arguments))
+    return made(gemma3_text.Model, arguments)
 
 
 def recurrent() -> Any:
@@ -63,11 +63,13 @@ def recurrent() -> Any:
         use_conv_bias=True,
         time_step_rank=4,
     )
-    return ready(mamba.Model(arguments))
+    return made(mamba.Model, arguments)
 
 
-def ready(model: Any) -> Any:
-    """Larger random weights than a fresh model has, so that every token's context matters."""
+def made(kind: Any, arguments: Any) -> Any:
+    """The same at every call. Larger random weights than a fresh model has, so that every token's context matters."""
+    mx.random.seed(7)
+    model = kind(arguments)
     flat: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     keys = mx.random.split(mx.random.key(7), len(flat))
     spread = [
