@@ -19,8 +19,6 @@ from tests.end_to_end.refusals import Refusal, outcome, refusal
 from tests.end_to_end.running import RunningServer
 from tests.end_to_end.streams import TIMEOUT, VOCABULARY, check_deltas, generate, prompt, said, stream, streaming
 
-pytestmark = pytest.mark.xdist_group("shared server")
-
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -126,7 +124,7 @@ def well_formed(draw: st.DrawFn) -> pb.StreamGenerateRequest:
 
 
 fuzz = settings(
-    max_examples=120,
+    max_examples=80,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )

@@ -15,8 +15,6 @@ from tests.end_to_end.refusals import Refusal, refusal
 from tests.end_to_end.running import RunningServer
 from tests.end_to_end.streams import MODEL, TIMEOUT, VOCABULARY, generate, prompt, said, stream, streaming
 
-pytestmark = pytest.mark.xdist_group("shared server")
-
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MAX_DETAILS = 4096
 

@@ -22,8 +22,6 @@ from tests.end_to_end.refusals import refusal
 from tests.end_to_end.running import RunningServer, running_server
 from tests.end_to_end.streams import MODEL, TIMEOUT, generate, prompt, said, stream, streaming, unary
 
-pytestmark = pytest.mark.xdist_group("shared server")
-
 KEY = "x-request-id"
 SEVERAL = """
 preload = []

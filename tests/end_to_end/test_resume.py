@@ -26,11 +26,9 @@ from tests.end_to_end.streams import (
     streams,
 )
 
-pytestmark = pytest.mark.xdist_group("shared server")
-
 Wish = Callable[[RunningServer], pb.StreamGenerateRequest]
 
-LENGTH = 28
+LENGTH = 24
 
 
 def seeded(_server: RunningServer) -> pb.StreamGenerateRequest:

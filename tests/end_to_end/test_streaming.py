@@ -28,8 +28,6 @@ from tests.end_to_end.streams import (
     streams,
 )
 
-pytestmark = pytest.mark.xdist_group("shared server")
-
 TEXTS = st.text(
     st.characters(exclude_categories=["Cs"])
     | st.sampled_from("안녕하세요 한국어ㄱㅏ각")
@@ -240,7 +238,7 @@ def tokens_until(tokens: list[pb.Token], begin: int) -> int:
     raise AssertionError("the text is shorter than that")
 
 
-@settings(few, max_examples=25)
+@settings(few, max_examples=15)
 @given(data=st.data(), least=st.sampled_from([1, 1, 3, 1024]))
 def test_a_stop_sequence_ends_the_text_where_it_begins(
     server: RunningServer, undisturbed: Received, data: st.DataObject, least: int
