@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Sequence
 
-from mlxrpc_server.config import ConfigError, read_config
+from mlxrpc_server.config import Config, ConfigError, read_config
 from mlxrpc_server.logs import log_to_stderr
 
 
@@ -21,6 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     log_to_stderr(config.log_format)
 
+    code = _serve(config)
+    # grpc.aio polls in a daemon thread until its last object is gone, and some hang in cycles. One that is still polling
+    # when the interpreter ends aborts the process now and then: seen with grpcio 1.85.1 on CPython 3.11.
+    gc.collect()
+    return code
+
+
+def _serve(config: Config) -> int:
     from mlxrpc_server.serve import CannotListen, serve
 
     try:
