@@ -5,10 +5,12 @@ Single-threaded but for a watchdog: receive, step, reply. It serves one model un
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import logging
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -73,6 +75,19 @@ def _end_with_parent(lifeline_fd: int) -> None:
         os._exit(3)
 
     threading.Thread(target=watch, daemon=True, name="lifeline").start()
+    _be_signalled_at_its_end(lifeline_fd)
+
+
+def _be_signalled_at_its_end(lifeline_fd: int) -> None:
+    """For when native code keeps the interpreter from every thread, as mlx does while it opens a weights file.
+
+    Linux alone lets one choose a signal for this that ends a process without its help.
+    """
+    if sys.platform == "linux":
+        fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline_fd, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
+        fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
 
 
 def _first(channel: Channel) -> wire.Load:
