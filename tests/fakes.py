@@ -17,7 +17,7 @@ from mlxrpc_server.catalog import Catalog, ModelConfig
 from mlxrpc_server.engine import wire
 from mlxrpc_server.generation import Delta, Event, Finished, Service, Started, Timings, Usage
 from mlxrpc_server.models import Limits, Models
-from mlxrpc_server.text import Tokenizers
+from mlxrpc_server.tokenizer import Tokenizers
 from mlxrpc_server.types import FinishReason, ModelName, Request
 from mlxrpc_server.worker import Worker
 

@@ -20,10 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlxrpc_server.stops import StopMatcher
-from mlxrpc_server.tokenizer import Tokenizer, TokenizerError, Tokenizers
 from mlxrpc_server.vocabulary import Vocabulary
-
-__all__ = ["TextDelta", "TextStream", "Tokenizer", "TokenizerError", "Tokenizers", "Vocabulary"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,23 @@ import asyncio
 import importlib
 import json
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self, assert_never
 
 from mlxrpc_server import template
 from mlxrpc_server.errors import InvalidRequest, Violation, shortened
+from mlxrpc_server.turns import Turns
 from mlxrpc_server.types import Conversation, Input, Prompt, TextInput, TokenInput
 from mlxrpc_server.vocabulary import Vocabulary
 
 _NAMED_IDS = 15
+
+_THREADS = 32
+"""More than there are tokenizers at work at once; idle ones are not even started."""
 
 
 class TokenizerError(ValueError):
@@ -79,7 +83,8 @@ class Tokenizer:
         """Ids for the model, never none; whatever is wrong with the input is an InvalidRequest."""
         match given:
             case TokenInput(token_ids):
-                self._check_ids(token_ids)
+                if violations := self.outside("input.token_ids.ids", token_ids):
+                    raise InvalidRequest(violations)
                 return Prompt(_not_empty(token_ids, "input.token_ids.ids"), None)
             case TextInput(text):
                 _check_text(text, "input.text")
@@ -113,25 +118,27 @@ class Tokenizer:
         doubled = self._begin and text.startswith(self._begin) and ids[:1] == ids[1:2]
         return ids[1:] if doubled else ids
 
-    def _check_ids(self, token_ids: Sequence[int]) -> None:
+    def outside(self, path: str, token_ids: Sequence[int]) -> list[Violation]:
+        """The ids at `path` that are not in the vocabulary; of very many the first are named and the others counted."""
         size = self.vocabulary_size
+        if not token_ids or (min(token_ids) >= 0 and max(token_ids) < size):
+            return []
         outside = [(place, token) for place, token in enumerate(token_ids) if not 0 <= token < size]
         violations = [
-            Violation(f"input.token_ids.ids[{place}]", f"{token} is outside the vocabulary of {size:,} ids")
-            for place, token in islice(outside, _NAMED_IDS)
+            Violation(f"{path}[{place}]", f"{token} is outside the vocabulary of {size:,} ids")
+            for place, token in outside[:_NAMED_IDS]
         ]
         if len(outside) > _NAMED_IDS:
             rest = len(outside) - _NAMED_IDS
-            violations.append(Violation("input.token_ids.ids", f"{rest:,} more are outside the vocabulary"))
-        if violations:
-            raise InvalidRequest(violations)
+            violations.append(Violation(path, f"{rest:,} more are outside the vocabulary"))
+        return violations
 
 
 class Tokenizers:
-    """The tokenizers used last, by folder, and their work kept off the event loop.
+    """The tokenizers used last, by folder, and their work kept off the event loop, in threads of their own.
 
-    The first caller's load serves all that come meanwhile; a failed one is forgotten. One prompt at a
-    time per tokenizer, in order of arrival, so that a long one holds up neither the loop nor other models.
+    The first caller's load serves all that come meanwhile; a failed one is forgotten. One prompt at a time per
+    tokenizer, short ones first, so that a long one holds up neither the loop nor other models.
     """
 
     def __init__(self, limit: int = 16, load: Callable[[Path], Tokenizer] = Tokenizer.load) -> None:
@@ -139,58 +146,65 @@ class Tokenizers:
             raise ValueError(f"the limit is {limit}; at least one tokenizer must stay")
         self._limit = limit
         self._load = load
-        self._entries: OrderedDict[Path, _Entry] = OrderedDict()
+        self._loads: OrderedDict[Path, asyncio.Future[Tokenizer]] = OrderedDict()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
+        self._turns: defaultdict[Path, Turns] = defaultdict(lambda: Turns(self._threads))
+        """By folder, and kept when a tokenizer is dropped: as many as there are models."""
 
     async def get(self, path: Path) -> Tokenizer:
         """Raises TokenizerError. A caller that gives up does not end the load that others wait for."""
-        return await asyncio.shield(self._entry(path).loading)
+        return await asyncio.shield(self._loaded(path))
 
     async def prompt(self, path: Path, given: Input, create_time: float) -> Prompt:
         """Template and encoding in a thread, also for short inputs: the hop costs less than the encoding."""
-        entry = self._entry(path)
-        tokenizer = await asyncio.shield(entry.loading)
-        async with entry.turn:
-            return await asyncio.to_thread(tokenizer.prompt, given, create_time)
+        tokenizer = await self.get(path)
+        return await self._turns[path].take(partial(tokenizer.prompt, given, create_time), _length(given))
 
     def __len__(self) -> int:
         """Those that are ready."""
-        return sum(entry.loading.done() for entry in self._entries.values())
+        return sum(load.done() for load in self._loads.values())
 
     async def close(self) -> None:
-        """Ends the loads under way and forgets all."""
-        loads = [entry.loading for entry in self._entries.values()]
-        self._entries.clear()
-        for load in loads:
+        """Cancels whoever waits and forgets all; a thread at work ends with its work, and nobody waits for it."""
+        for load in self._loads.values():
             load.cancel()
-        await asyncio.gather(*loads, return_exceptions=True)
+        for turns in self._turns.values():
+            turns.close()
+        self._loads.clear()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _entry(self, path: Path) -> _Entry:
-        entry = self._entries.get(path)
-        if entry is None:
-            entry = self._entries[path] = _Entry(asyncio.create_task(asyncio.to_thread(self._load, path)))
-            entry.loading.add_done_callback(partial(self._loaded, path))
-        self._entries.move_to_end(path)
-        return entry
+    def _loaded(self, path: Path) -> asyncio.Future[Tokenizer]:
+        if path not in self._loads:
+            load = asyncio.get_running_loop().run_in_executor(self._threads, self._load, path)
+            self._loads[path] = load
+            load.add_done_callback(partial(self._has_loaded, path))
+        self._loads.move_to_end(path)
+        return self._loads[path]
 
-    def _loaded(self, path: Path, loading: asyncio.Task[Tokenizer]) -> None:
-        entry = self._entries.get(path)
-        if entry is None or entry.loading is not loading:
+    def _has_loaded(self, path: Path, load: asyncio.Future[Tokenizer]) -> None:
+        if self._loads.get(path) is not load:
             return
-        if loading.cancelled() or loading.exception() is not None:
-            del self._entries[path]
+        if load.cancelled() or load.exception() is not None:
+            del self._loads[path]
         self._trim()
 
     def _trim(self) -> None:
         """Drops the least recently used; one that is still loading is not counted yet."""
-        ready = [path for path, entry in self._entries.items() if entry.loading.done()]
+        ready = [path for path, load in self._loads.items() if load.done()]
         for path in ready[: -self._limit]:
-            del self._entries[path]
+            del self._loads[path]
 
 
-class _Entry:
-    def __init__(self, loading: asyncio.Task[Tokenizer]) -> None:
-        self.loading = loading
-        self.turn = asyncio.Lock()
+def _length(given: Input) -> int:
+    """About what a prompt costs: characters, or ids."""
+    match given:
+        case TokenInput(token_ids):
+            return len(token_ids)
+        case TextInput(text):
+            return len(text)
+        case Conversation(messages):
+            return sum(len(message.content) + len(message.reasoning or "") for message in messages)
+    assert_never(given)
 
 
 def configured_eos_token_ids(path: Path) -> frozenset[int]:

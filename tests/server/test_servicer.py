@@ -23,7 +23,7 @@ from mlxrpc_server.catalog import Catalog, ModelConfig
 from mlxrpc_server.generation import Delta, Event, PrefillProgress, Service
 from mlxrpc_server.models import Limits, Models
 from mlxrpc_server.servicer import InferenceService
-from mlxrpc_server.text import Tokenizers
+from mlxrpc_server.tokenizer import Tokenizers
 from mlxrpc_server.types import FinishReason, ModelName, RequestId, SamplingChoice, TextInput
 from tests.fakes import (
     ScriptedService,

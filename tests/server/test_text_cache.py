@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from mlxrpc_server.errors import InvalidRequest
-from mlxrpc_server.text import Tokenizer, TokenizerError, Tokenizers
+from mlxrpc_server.tokenizer import Tokenizer, TokenizerError, Tokenizers
 from mlxrpc_server.types import Conversation, Input, Message, Prompt, TextInput, TokenInput
 
 PATIENCE = 30.0
@@ -178,6 +178,52 @@ async def test_one_model_at_a_time_and_in_order_but_others_meanwhile(folder: Pat
     slow.gate.set()
     await asyncio.gather(first, *later)
     assert slow.order == ["1", "2", "3"]
+
+
+async def test_callers_that_give_up_park_no_threads(folder: Path, tokenizer: Tokenizer) -> None:
+    slow = Slow.load(folder)
+    found: dict[Path, Tokenizer] = {Path("slow"): slow, Path("other"): tokenizer}
+    tokenizers = Tokenizers(load=found.__getitem__)
+    began = threading.active_count()
+    for text in "123456789":
+        asked = asyncio.create_task(tokenizers.prompt(Path("slow"), TextInput(text), 0.0))
+        await came(slow.begun)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    last = asyncio.create_task(tokenizers.prompt(Path("slow"), TextInput("last"), 0.0))
+    assert len((await tokenizers.prompt(Path("other"), TextInput("abc"), 0.0)).token_ids) == 3
+    assert threading.active_count() - began < 9
+    slow.gate.set()
+    assert len((await last).token_ids) == 4
+    assert slow.order == ["1", "last"]
+
+
+async def test_a_tokenizer_that_is_dropped_still_serves_those_that_wait_for_it(
+    folder: Path, tokenizer: Tokenizer
+) -> None:
+    slow = Slow.load(folder)
+    found: dict[Path, Tokenizer] = {Path("slow"): slow, Path("other"): tokenizer}
+    tokenizers = Tokenizers(limit=1, load=found.__getitem__)
+    asked = [asyncio.create_task(tokenizers.prompt(Path("slow"), TextInput(text), 0.0)) for text in "12"]
+    await came(slow.begun)
+    await tokenizers.get(Path("other"))
+    assert len(tokenizers) == 1
+    slow.gate.set()
+    assert [prompt.text for prompt in await asyncio.gather(*asked)] == ["1", "2"]
+
+
+async def test_close_waits_for_no_thread(folder: Path) -> None:
+    slow = Slow.load(folder)
+    found: dict[Path, Tokenizer] = {Path("slow"): slow}
+    tokenizers = Tokenizers(load=found.__getitem__)
+    asked = [asyncio.create_task(tokenizers.prompt(Path("slow"), TextInput(text), 0.0)) for text in "12"]
+    await came(slow.begun)
+    await tokenizers.close()
+    slow.gate.set()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Prompt, asyncio.CancelledError]
+    assert slow.order == ["1"]
 
 
 async def test_a_refusal_passes_through(folder: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxrpc_server.text import TextDelta, TextStream, Vocabulary
+from mlxrpc_server.text import TextDelta, TextStream
+from mlxrpc_server.vocabulary import Vocabulary
 
 PIECES = [
     b"",

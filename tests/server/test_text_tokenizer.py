@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.trainers import BpeTrainer
 
 from mlxrpc_server.errors import InvalidRequest
-from mlxrpc_server.text import TextStream, Tokenizer, TokenizerError
+from mlxrpc_server.text import TextStream
+from mlxrpc_server.tokenizer import Tokenizer, TokenizerError
 from mlxrpc_server.types import Conversation, Message, TextInput, TokenInput
 
 SPECIAL = ["<s>", "<|im_end|>", "<|im_start|>"]
@@ -258,13 +259,6 @@ def test_variables_reach_the_template(tmp_path: Path) -> None:
     assert tokenizer.render(Conversation(HELLO.messages, variables=variables), NOON) == "dry 2"
 
 
-def test_variables_may_not_replace_what_the_server_gives(tmp_path: Path) -> None:
-    variables = {"tools": [], "style": 1, "messages": [], "enable_thinking": True}
-    with pytest.raises(InvalidRequest, match="'enable_thinking'") as error:
-        loaded(tmp_path, "x").render(Conversation(HELLO.messages, variables=variables), NOON)
-    assert violations(error) == ["template.variables"] * 3
-
-
 @pytest.mark.parametrize(("chosen", "seen"), [(None, "own default"), (True, "True"), (False, "False")])
 def test_thinking_is_handed_over_only_where_chosen(tmp_path: Path, chosen: bool | None, seen: str) -> None:
     tokenizer = loaded(tmp_path, "{{ enable_thinking | default('own default') }}")
@@ -305,6 +299,12 @@ def test_every_id_outside_the_vocabulary_is_named(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidRequest, match=f"{size} is outside") as error:
         tokenizer.prompt(TokenInput((0, size, 1, 2**32 - 1, -1)), NOON)
     assert violations(error) == [f"input.token_ids.ids[{place}]" for place in (1, 3, 4)]
+
+
+def test_ids_of_any_field_are_checked(tokenizer: Tokenizer) -> None:
+    size = tokenizer.vocabulary_size
+    assert tokenizer.outside("stop.token_ids", (0, size - 1)) == tokenizer.outside("stop.token_ids", ()) == []
+    assert [found.path for found in tokenizer.outside("stop.token_ids", (0, size))] == ["stop.token_ids[1]"]
 
 
 def test_of_very_many_wrong_ids_the_first_are_named_and_the_others_counted(tokenizer: Tokenizer) -> None:
