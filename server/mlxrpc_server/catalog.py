@@ -5,10 +5,11 @@ Reads config files and the headers of weight files, never weights. Knows nothing
 
 from __future__ import annotations
 
+import asyncio
 import difflib
-import functools
 import hashlib
 import json
+import logging
 import math
 import struct
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxrpc_server.errors import ModelNotFound
+from mlxrpc_server import ranges
+from mlxrpc_server.errors import ModelNotFound, shortened
 from mlxrpc_server.types import ModelName, SamplingChoice
+
+log = logging.getLogger(__name__)
 
 CONTEXT_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 UNKNOWN_CONTEXT_LENGTH = 4096
 """For a model whose config names none: small enough to be safe for any."""
+LONGEST_CONTEXT = 2**31 - 1
+"""Some configs name what is as good as no limit; the contract counts in 32 bits."""
 
 DRAWS = "draws-1"
 """Names how seeds become tokens; part of every fingerprint. It changes only if that ever does."""
@@ -85,11 +91,14 @@ class Facts:
     problem: str = ""
 
 
-@dataclass(frozen=True)
 class Entry:
-    """A model of the catalog. Not slotted: its facts are read once, when first asked for."""
+    """A model of the catalog. What its files say is read once, by whoever asks first, and kept."""
 
-    config: ModelConfig
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self._facts: Facts | None = None
+        self._fingerprint: str | None = None
+        self._reading: asyncio.Future[str] | None = None
 
     @property
     def name(self) -> ModelName:
@@ -99,9 +108,11 @@ class Entry:
     def tokenizer_path(self) -> Path:
         return self.config.tokenizer_source or self.config.source
 
-    @functools.cached_property
+    @property
     def facts(self) -> Facts:
-        return read_facts(self.config.source)
+        if self._facts is None:
+            self._facts = read_facts(self.config.source)
+        return self._facts
 
     @property
     def context_length(self) -> int:
@@ -111,9 +122,29 @@ class Entry:
     def defaults(self) -> SamplingChoice:
         return self.config.defaults.over(self.facts.defaults)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """Equal where the same request gives the same tokens: files, defaults and the way of drawing."""
+        """Equal where the same request gives the same tokens: files, defaults and the way of drawing.
+
+        Its first reading touches every weight file; on an event loop ask `read_fingerprint`.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = self._computed()
+        return self._fingerprint
+
+    async def read_fingerprint(self) -> str:
+        """All that ask meanwhile wait for one reading, in a thread; a failed one is tried again by the next."""
+        if self._fingerprint is not None:
+            return self._fingerprint
+        if self._reading is None:
+            self._reading = asyncio.get_running_loop().run_in_executor(None, lambda: self.fingerprint)
+            self._reading.add_done_callback(self._has_read)
+        return await asyncio.shield(self._reading)
+
+    def _has_read(self, _: asyncio.Future[str]) -> None:
+        self._reading = None
+
+    def _computed(self) -> str:
         digest = hashlib.sha256(DRAWS.encode())
         digest.update(repr((self.defaults, self.config.system_prompt)).encode())
         for folder in dict.fromkeys((self.config.source, self.tokenizer_path)):
@@ -163,7 +194,16 @@ def read_facts(folder: Path) -> Facts:
             weights_bytes=weights_bytes,
             defaults=_generation_defaults(folder / "generation_config.json"),
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        struct.error,
+    ) as error:
         return Facts(problem=f"{type(error).__name__}: {error}")
 
 
@@ -177,8 +217,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _context_length(config: dict[str, Any]) -> int:
     for key in CONTEXT_LENGTH_KEYS:
         value = config.get(key)
-        if isinstance(value, int) and value > 0:
-            return value
+        if type(value) is int and value > 0:
+            return min(value, LONGEST_CONTEXT)
     return UNKNOWN_CONTEXT_LENGTH
 
 
@@ -186,24 +226,29 @@ def _quantization(config: dict[str, Any]) -> Quantization | None:
     given = config.get("quantization") or config.get("quantization_config")
     if not isinstance(given, dict) or "bits" not in given:
         return None
-    return Quantization(
-        bits=int(given["bits"]),
-        group_size=int(given.get("group_size", 0)),
-        mode=str(given.get("mode", "affine")),
-    )
+    bits, group_size = int(given["bits"]), int(given.get("group_size", 0))
+    if not 0 < bits <= 64 or not 0 <= group_size < 2**31:
+        raise ValueError(f"a quantization to {bits} bits in groups of {group_size} cannot be")
+    return Quantization(bits, group_size, str(given.get("mode", "affine")))
 
 
 def _generation_defaults(path: Path) -> SamplingChoice:
+    """What a model's authors recommend, as far as it can be followed; what cannot is told once, in the log."""
     if not path.is_file():
         return SamplingChoice()
-    given = _read_json(path)
-    temperature = 0.0 if given.get("do_sample") is False else given.get("temperature")
-    return SamplingChoice(
-        temperature=None if temperature is None else float(temperature),
-        top_p=None if given.get("top_p") is None else float(given["top_p"]),
-        top_k=None if given.get("top_k") is None else int(given["top_k"]),
-        min_p=None if given.get("min_p") is None else float(given["min_p"]),
-    )
+    given = {name: value for name, value in _read_json(path).items() if value is not None}
+    if given.get("do_sample") is False:
+        given["temperature"] = 0.0
+    values: dict[str, Any] = {}
+    for name in ranges.SAMPLING.keys() & given.keys():
+        try:
+            values[name] = ranges.from_file(name, given[name])
+        except ValueError as error:
+            log.warning("%s: %s is passed over: it %s, not %s", path, name, error, shortened(repr(given[name])))
+    for name, unset in ranges.NOT_OFFERED.items():
+        if values.get(name, unset) != unset:
+            log.warning("%s: %s = %s is not supported yet and passed over", path, name, values[name])
+    return SamplingChoice(**{name: values[name] for name in ranges.OFFERED if name in values})
 
 
 def _weight_files(folder: Path) -> list[Path]:

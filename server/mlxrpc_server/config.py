@@ -13,9 +13,11 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mlxrpc_server import ranges
 from mlxrpc_server.catalog import ModelConfig
 from mlxrpc_server.models import Limits
 from mlxrpc_server.types import ModelName, SamplingChoice
@@ -91,6 +93,10 @@ def _is_ip(host: str) -> bool:
     return True
 
 
+_MOST = 2**31 - 1
+"""Of every whole number: what the contract's messages and the engine can count."""
+
+
 def _whole(least: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | str):
@@ -98,6 +104,8 @@ def _whole(least: int) -> Callable[[Any], int]:
         number = int(value)
         if number < least:
             raise ValueError(f"must be at least {least}")
+        if number > _MOST:
+            raise ValueError(f"must be at most {_MOST:,}")
         return number
 
     return read
@@ -110,13 +118,14 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
-def _size(value: Any) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
+def _size(value: Any) -> int:
     match = _SIZE.fullmatch(str(value).strip())
     if match is None:
         raise ValueError('must be a size such as "8GiB"')
-    return int(float(match[1]) * _SIZE_UNITS[(match[2] or "")[:1].upper()])
+    size = float(match[1]) * _SIZE_UNITS[(match[2] or "")[:1].upper()]
+    if not 1 <= size < 2**63:
+        raise ValueError("must be at least one byte and less than 8 EiB")
+    return int(size)
 
 
 def _switch(value: Any) -> bool:
@@ -175,6 +184,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str], *, program:
     if preload is None:
         preload = (models[0].name,) if models else None
     _check_preload(preload or (), models)
+    _check_room(preload or (), models, values["max_loaded_models"])
     return Config(
         models=models,
         preload=preload if preload is not None else (BUILT_IN,),
@@ -253,19 +263,26 @@ def _value(
 def _read(read: Callable[[Any], Any], value: Any, spelling: str) -> Any:
     try:
         return read(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"{spelling} {error} (given: {value!r})") from error
 
 
 def _models(file: Mapping[str, Any], flags: Sequence[str], folder: Path | None) -> tuple[ModelConfig, ...]:
     """Flags first, since they say what the operator wants now; then the file; then the folder."""
     models = [_from_flag(flag) for flag in flags]
-    models += [_from_table(table, place) for place, table in enumerate(file.get("models", []))]
+    models += [_from_table(table, place) for place, table in enumerate(_tables(file))]
     if folder is not None:
         found = sorted(path.parent for path in folder.glob("*/config.json"))
         models += [ModelConfig(ModelName(path.name), path) for path in found]
     _check_names(models)
     return tuple(models)
+
+
+def _tables(file: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tables = file.get("models", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError("models must be tables, each headed [[models]]")
+    return tables
 
 
 def _from_flag(flag: str) -> ModelConfig:
@@ -287,7 +304,6 @@ _MODEL_KEYS: dict[str, Callable[[Any], Any]] = {
     "pin": _switch,
     "system_prompt": _text,
 }
-_DEFAULTS: dict[str, Callable[[Any], Any]] = {"temperature": float, "top_p": float, "top_k": int, "min_p": float}
 
 
 def _from_table(table: Mapping[str, Any], place: int) -> ModelConfig:
@@ -300,18 +316,13 @@ def _from_table(table: Mapping[str, Any], place: int) -> ModelConfig:
     return ModelConfig(**values, defaults=_defaults(table.get("defaults", {}), f"{where}.defaults"))
 
 
-def _defaults(table: Mapping[str, Any], where: str) -> SamplingChoice:
-    _check_keys(table, list(_DEFAULTS), where)
-    choice = SamplingChoice(**{key: _read(_DEFAULTS[key], table[key], f"{where}.{key}") for key in table})
-    in_range = (
-        (choice.temperature is None or 0 <= choice.temperature <= 100)
-        and (choice.top_p is None or 0 < choice.top_p <= 1)
-        and (choice.top_k is None or choice.top_k >= 0)
-        and (choice.min_p is None or 0 <= choice.min_p <= 1)
-    )
-    if not in_range:
-        raise ConfigError(f"{where}: a value is out of its range")
-    return choice
+def _defaults(table: Any, where: str) -> SamplingChoice:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} must be a table")
+    for key in ranges.NOT_OFFERED.keys() & table.keys():
+        raise ConfigError(f"{where}: this server does not support {key!r} yet")
+    _check_keys(table, ranges.OFFERED, where)
+    return SamplingChoice(**{key: _read(partial(ranges.from_file, key), table[key], f"{where}.{key}") for key in table})
 
 
 def _check_names(models: Sequence[ModelConfig]) -> None:
@@ -328,3 +339,19 @@ def _check_preload(preload: Sequence[ModelName], models: Sequence[ModelConfig]) 
     for name in preload:
         if name not in known:
             raise ConfigError(f"preload names {name!r}, which is no configured model")
+
+
+def _check_room(preload: Sequence[ModelName], models: Sequence[ModelConfig], most: int) -> None:
+    """That all can be loaded that must be, and that pinned models leave a place to the others."""
+    wanted = [model for model in models if not {model.name, *model.aliases}.isdisjoint(preload)]
+    if len(wanted) > most:
+        raise ConfigError(
+            f"preload names {len(wanted)} models and max_loaded_models is {most}: some would push out others"
+        )
+    pinned = sum(model.pin for model in models)
+    if pinned > most:
+        raise ConfigError(f"{pinned} models are pinned and max_loaded_models is {most}: some could never be loaded")
+    if pinned == most and pinned < len(models):
+        raise ConfigError(
+            f"{pinned} models are pinned, as many as max_loaded_models: once they are loaded, no other ever can be"
+        )

@@ -7,7 +7,6 @@ and which of it this server offers; nothing of models, so whatever needs a vocab
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -17,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import model_pb2
-from mlxrpc_server import listing, types
+from mlxrpc_server import listing, ranges, types
 from mlxrpc_server.errors import InvalidRequest, Violation, not_supported, shortened
 from mlxrpc_server.types import ModelName, RequestId
 
@@ -44,13 +43,17 @@ MAX_QUERY_LENGTH = 256
 MAX_DELTA_TOKENS = 1024
 MAX_DELTA_DELAY_NS = 10 * 10**9
 
-ENGINE_MAX_TOP_K = 2**31 - 1
-"""More means the same, since no vocabulary is so large, and the engine counts in 32 bits with a sign."""
-
 MAX_FAULTS = 1000
 """A request with so many faults is answered before the rest of it is read: nobody is shown more, and each takes memory."""
 
-SERVER_VARIABLES = ("messages", "tools", "add_generation_prompt", "continue_final_message", "enable_thinking")
+SERVER_VARIABLES = (
+    *("messages", "tools", "add_generation_prompt", "continue_final_message", "enable_thinking"),
+    *("strftime_now", "raise_exception"),
+    *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
+    *("additional_special_tokens", "conversation", "chat_template", "tokenize", "return_dict", "return_tensors"),
+    "tokenizer_kwargs",
+)
+"""What templates are given by the server, by the tokenizer, or as arguments where they are code. Template.variables lists them."""
 
 _LAST_SECOND = 253_402_300_798
 """The last but one of the year 9999: later ones round up into a year that no calendar here has."""
@@ -64,49 +67,6 @@ class CountRequest:
     input: types.Input
     return_token_ids: bool
     return_prompt: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Range:
-    low: float
-    high: float
-    above: bool = False
-    """Whether `low` itself is outside."""
-
-    def __contains__(self, value: float) -> bool:
-        """Never true of NaN."""
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
-
-    def __str__(self) -> str:
-        if math.isinf(self.high):
-            return f"at least {self.low:g}"
-        return f"above {self.low:g} and at most {self.high:g}" if self.above else f"{self.low:g} to {self.high:g}"
-
-
-_SAMPLING = {
-    "temperature": _Range(0, 100),
-    "top_p": _Range(0, 1, above=True),
-    "min_p": _Range(0, 1),
-    "min_tokens_to_keep": _Range(1, math.inf),
-    "xtc_probability": _Range(0, 1),
-    "xtc_threshold": _Range(0, 0.5),
-    "repetition_penalty": _Range(0, 100, above=True),
-    "repetition_context_size": _Range(0, math.inf),
-    "presence_penalty": _Range(-2, 2),
-    "frequency_penalty": _Range(-2, 2),
-}
-_BIAS = _Range(-100, 100)
-
-_SAMPLING_UNSUPPORTED = {
-    "min_tokens_to_keep": 1,
-    "xtc_probability": 0,
-    "xtc_threshold": 0.1,
-    "repetition_penalty": 1,
-    "repetition_context_size": 20,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-}
-"""What is not offered yet, with the value that means what unset means: that one is always accepted."""
 
 
 class Faults:
@@ -309,23 +269,18 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _sampling(given: model_pb2.Sampling, faults: Faults) -> types.SamplingChoice:
     values = {field.name: value for field, value in given.ListFields()}
-    for name, bounds in _SAMPLING.items():
+    for name in ranges.SAMPLING:
         if name in values:
-            _check_setting(name, values[name], bounds, faults)
+            _check_setting(name, values[name], faults)
     _refuse_bias(given, faults)
-    top_k = values.get("top_k")
-    return types.SamplingChoice(
-        temperature=values.get("temperature"),
-        top_p=values.get("top_p"),
-        top_k=None if top_k is None else min(top_k, ENGINE_MAX_TOP_K),
-        min_p=values.get("min_p"),
-    )
+    return types.SamplingChoice(**{name: values.get(name) for name in ranges.OFFERED})
 
 
-def _check_setting(name: str, value: float, bounds: _Range, faults: Faults) -> None:
+def _check_setting(name: str, value: float, faults: Faults) -> None:
+    bounds = ranges.SAMPLING[name]
     if value not in bounds:
         faults.add(f"sampling.{name}", f"{value:g} is not {bounds}")
-    elif value != _SAMPLING_UNSUPPORTED.get(name, value):
+    elif value != ranges.NOT_OFFERED.get(name, value):
         faults.not_supported(f"sampling.{name}")
 
 
@@ -335,8 +290,8 @@ def _refuse_bias(given: model_pb2.Sampling, faults: Faults) -> None:
     elif given.logit_bias:
         faults.not_supported("sampling.logit_bias")
     for token, bias in sorted(given.logit_bias.items()):
-        if bias not in _BIAS:
-            faults.add(f"sampling.logit_bias[{token}]", f"{bias:g} is not {_BIAS}")
+        if bias not in ranges.BIAS:
+            faults.add(f"sampling.logit_bias[{token}]", f"{bias:g} is not {ranges.BIAS}")
 
 
 def _stop(given: pb.Stop, faults: Faults) -> types.Stop:

@@ -19,14 +19,6 @@ from mlxrpc_server.types import Conversation, Message
 ChatMessage = dict[str, str]
 
 CONVERSATION = "input.conversation"
-VARIABLES = "template.variables"
-
-RESERVED = frozenset(
-    {"messages", "tools", "add_generation_prompt", "continue_final_message", "enable_thinking"}
-    | {"strftime_now", "raise_exception"}
-    | {"conversation", "chat_template", "tokenize", "return_dict", "return_tensors", "tokenizer_kwargs"}
-)
-"""What the server gives every template itself, and the arguments of renderers written in Python."""
 
 # A template is a program, run on what a caller sent: these are the ways in which it can fail on that.
 _FAILURES = (
@@ -67,10 +59,7 @@ def chat_message(message: Message) -> ChatMessage:
 
 
 def chosen_variables(conversation: Conversation) -> dict[str, Any]:
-    """The caller's own variables, and enable_thinking where the caller chose."""
-    reserved = sorted(RESERVED & conversation.variables.keys())
-    if reserved:
-        raise InvalidRequest([Violation(VARIABLES, f"{name!r} is not the caller's to set here") for name in reserved])
+    """The caller's own variables, and enable_thinking where the caller chose. None has a name that is the server's."""
     if conversation.enable_thinking is None:
         return dict(conversation.variables)
     return {**conversation.variables, "enable_thinking": conversation.enable_thinking}

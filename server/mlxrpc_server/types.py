@@ -12,9 +12,11 @@ from typing import Any, NewType
 
 ModelName = NewType("ModelName", str)
 RequestId = NewType("RequestId", str)
-TokenId = NewType("TokenId", int)
 RowId = NewType("RowId", int)
 """A request's number inside one model's worker; never reused while the server lives."""
+
+ENGINE_MAX_TOP_K = 2**31 - 1
+"""More means the same, since no vocabulary is so large, and the engine counts in 32 bits with a sign."""
 
 
 class FinishReason(enum.Enum):
@@ -76,7 +78,7 @@ class SamplingChoice:
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=0 if self.top_k is None else self.top_k,
+            top_k=min(self.top_k or 0, ENGINE_MAX_TOP_K),
             min_p=0.0 if self.min_p is None else self.min_p,
             seed=seed,
         )

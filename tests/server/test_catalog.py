@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def test_weights_in_several_files_are_counted_together(tmp_path: Path) -> None:
         ({"max_position_embeddings": 66, "text_config": None}, 66),
         ({"max_position_embeddings": None}, catalog.UNKNOWN_CONTEXT_LENGTH),
         ({"max_position_embeddings": 0}, catalog.UNKNOWN_CONTEXT_LENGTH),
+        ({"max_position_embeddings": True}, catalog.UNKNOWN_CONTEXT_LENGTH),
+        ({"max_position_embeddings": 10**12}, catalog.LONGEST_CONTEXT),
     ],
 )
 def test_the_context_length_is_where_its_kind_of_model_keeps_it(
@@ -111,6 +114,55 @@ def test_sampling_defaults_are_the_generation_configs(
     assert read_facts(folder).defaults == expected
 
 
+UNUSABLE = [
+    {"top_k": -1},
+    {"top_k": 2**32},
+    {"top_k": 1.5},
+    {"top_k": 10**400},
+    {"temperature": float("nan")},
+    {"temperature": float("inf")},
+    {"temperature": -0.5},
+    {"temperature": "hot"},
+    {"temperature": True},
+    {"top_p": 0},
+    {"min_p": 1.5},
+    {"repetition_penalty": 1.05},
+    {"presence_penalty": 9},
+]
+
+
+@pytest.mark.parametrize("given", UNUSABLE, ids=lambda given: next(iter(given)))
+def test_what_cannot_be_followed_of_the_generation_config_is_passed_over_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, given: dict[str, object]
+) -> None:
+    folder = fakes.model_folder(tmp_path / "m")
+    (folder / "generation_config.json").write_text(json.dumps({"top_p": 0.9, "min_p": 0.1} | given))
+    facts = read_facts(folder)
+    (name,) = given
+    others = {"top_p": 0.9, "min_p": 0.1} | {name: None}
+    assert (facts.problem, facts.defaults.top_p, facts.defaults.min_p) == ("", others["top_p"], others["min_p"])
+    assert (facts.defaults.temperature, facts.defaults.top_k) == (None, None)
+    (record,) = caplog.records
+    assert name in record.getMessage()
+
+
+def test_what_the_generation_config_says_as_unset_means_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = fakes.model_folder(tmp_path / "m")
+    (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.0, "top_k": None}))
+    assert read_facts(folder).defaults == SamplingChoice()
+    assert not caplog.records
+
+
+def test_a_models_facts_are_read_once(tmp_path: Path) -> None:
+    folder = fakes.model_folder(tmp_path / "m")
+    known = entry(folder)
+    first = known.facts
+    (folder / "config.json").unlink()
+    assert known.facts is first
+
+
 def test_what_the_operator_chose_stands_over_what_the_files_say(tmp_path: Path) -> None:
     folder = fakes.model_folder(tmp_path / "m")
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_k": 20}))
@@ -134,7 +186,10 @@ BROKEN = [
     ("config.json", b"[]"),
     ("config.json", b"\xff\xfe"),
     ("generation_config.json", b"null"),
-    ("generation_config.json", b'{"temperature": "hot"}'),
+    ("config.json", b"[" * 100_000),
+    ("config.json", b'{"quantization": {"bits": Infinity}}'),
+    ("config.json", b'{"quantization": {"bits": 0}}'),
+    ("config.json", b'{"quantization": {"bits": 4, "group_size": -1}}'),
     ("model.safetensors", b""),
     ("model.safetensors", b"\x05\x00"),
     ("model.safetensors", b"\xff" * 100),
@@ -224,6 +279,41 @@ def test_a_fingerprint_does_not_change_with_what_makes_no_token_different(tmp_pa
     folder = fakes.model_folder(tmp_path / "m")
     plain, dressed = entry(folder), entry(folder, aliases=("x",), display_name="M", description="d", pin=True)
     assert plain.fingerprint == dressed.fingerprint
+
+
+async def test_a_fingerprint_is_read_off_the_loop_and_then_known(tmp_path: Path) -> None:
+    folder = fakes.model_folder(tmp_path / "m")
+    known = entry(folder)
+    read = await asyncio.gather(*(known.read_fingerprint() for _ in range(3)))
+    assert set(read) == {entry(folder).fingerprint}
+    (folder / "config.json").unlink()
+    asking = known.read_fingerprint()
+    with pytest.raises(StopIteration) as answered:
+        asking.send(None)
+    assert answered.value.value == read[0]
+
+
+async def test_a_caller_that_gives_up_does_not_end_the_reading_of_a_fingerprint(tmp_path: Path) -> None:
+    known = entry(fakes.model_folder(tmp_path / "m"))
+    first, second = (asyncio.create_task(known.read_fingerprint()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == known.fingerprint
+    assert first.cancelled()
+
+
+UNREADABLE = Path("/proc/self/mem")
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that nobody can read, not even root")
+async def test_a_fingerprint_that_could_not_be_read_is_read_again(tmp_path: Path) -> None:
+    folder = fakes.model_folder(tmp_path / "m")
+    (folder / "vocab.json").symlink_to(UNREADABLE)
+    known = entry(folder)
+    with pytest.raises(OSError, match="Input/output"):
+        await known.read_fingerprint()
+    (folder / "vocab.json").unlink()
+    assert await known.read_fingerprint() == entry(folder).fingerprint
 
 
 # Finding

@@ -89,9 +89,7 @@ def test_a_model_of_the_file_has_every_key(tmp_path: Path) -> None:
     assert (model.defaults.temperature, model.defaults.top_k, model.defaults.min_p) == (0.5, 40, 0.1)
 
 
-@pytest.mark.parametrize(
-    ("size", "number"), [("8GiB", 8 << 30), ("1.5G", 3 << 29), ("512", 512), ("7 MB", 7 << 20)]
-)
+@pytest.mark.parametrize(("size", "number"), [("8GiB", 8 << 30), ("1.5G", 3 << 29), ("512", 512), ("7 MB", 7 << 20)])
 def test_sizes_are_read_with_their_units(size: str, number: int) -> None:
     assert config("--memory-budget", size).limits.memory_budget == number
 
@@ -106,6 +104,13 @@ def test_sizes_are_read_with_their_units(size: str, number: int) -> None:
         ('admin = "0.0.0.0:1"', "admin must be a loopback address"),
         ('log_format = "xml"', "log_format must be one of text, json (given: 'xml')"),
         ('memory_budget = "much"', 'memory_budget must be a size such as "8GiB"'),
+        ("memory_budget = -1", 'memory_budget must be a size such as "8GiB" (given: -1)'),
+        ("memory_budget = 0", "memory_budget must be at least one byte"),
+        ('memory_budget = "9999999T"', "memory_budget must be at least one byte and less than 8 EiB"),
+        ("memory_budget = true", 'memory_budget must be a size such as "8GiB"'),
+        ("max_rows = 2147483648", "max_rows must be at most 2,147,483,647"),
+        ("models = 3", "models must be tables, each headed [[models]]"),
+        ('models = ["m"]', "models must be tables, each headed [[models]]"),
         ('preload = ["nobody"]', "preload names 'nobody', which is no configured model"),
         ('[[models]]\nname = "m"', "models[0]: 'source' is missing"),
         ('[[models]]\nname = "m"\nsource = "/nowhere"', "models[0].source /nowhere is not a folder"),
@@ -129,7 +134,7 @@ def test_a_mistake_in_a_variable_or_flag_is_named_by_its_spelling() -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read .*absent.toml"):
+    with pytest.raises(ConfigError, match=r"cannot read .*absent\.toml"):
         config("--config", str(tmp_path / "absent.toml"))
 
 
@@ -139,8 +144,63 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
         config("--model", f"m={source}", "--model", f"m={source}")
 
 
-def test_defaults_out_of_range_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("defaults", "sentence"),
+    [
+        ("{ top_p = 1.5 }", "defaults.top_p must be above 0 and at most 1 (given: 1.5)"),
+        ("{ temperature = nan }", "defaults.temperature must be 0 to 100 (given: nan)"),
+        ("{ temperature = -0.1 }", "defaults.temperature must be 0 to 100"),
+        ('{ temperature = "hot" }', "defaults.temperature must be a number"),
+        ("{ top_k = 4294967296 }", "defaults.top_k must be 0 to 4,294,967,295"),
+        ("{ top_k = -1 }", "defaults.top_k must be 0 to"),
+        ("{ top_k = 1.5 }", "defaults.top_k must be a whole number"),
+        ("{ min_p = true }", "defaults.min_p must be a number"),
+        ("{ repetition_penalty = 1.1 }", "defaults: this server does not support 'repetition_penalty' yet"),
+        ("{ topp = 1 }", "defaults: unknown key 'topp'; did you mean 'top_p'?"),
+        ("3", "defaults must be a table"),
+    ],
+)
+def test_defaults_out_of_range_are_refused(tmp_path: Path, defaults: str, sentence: str) -> None:
     source = model_folder(tmp_path, "m")
-    path = written(tmp_path, f'[[models]]\nname = "m"\nsource = "{source}"\ndefaults = {{ top_p = 1.5 }}')
-    with pytest.raises(ConfigError, match="a value is out of its range"):
+    path = written(tmp_path, f'[[models]]\nname = "m"\nsource = "{source}"\ndefaults = {defaults}')
+    with pytest.raises(ConfigError) as raised:
         config("--config", path)
+    assert f"models[0].{sentence}" in str(raised.value)
+
+
+def several(folder: Path, *models: str, **settings: object) -> Config:
+    """As many models as there are texts, each text being more lines of its table; they are named a, b, c, ..."""
+    source = model_folder(folder, "source")
+    tables = [
+        f'[[models]]\nname = "{name}"\nsource = "{source}"\n{lines}'
+        for name, lines in zip("abcdef", models, strict=False)
+    ]
+    chosen = [f"{name} = {value}" for name, value in settings.items()]
+    return config("--config", written(folder, "\n".join([*chosen, *tables])))
+
+
+PIN = "pin = true"
+
+
+def test_more_models_to_preload_than_places_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="preload names 3 models and max_loaded_models is 2"):
+        several(tmp_path, "", "", "", preload=["a", "b", "c"], max_loaded_models=2)
+
+
+def test_a_model_that_preload_names_twice_takes_one_place(tmp_path: Path) -> None:
+    chosen = several(tmp_path, 'aliases = ["x"]', "", preload=["a", "x", "b"], max_loaded_models=2)
+    assert chosen.preload == ("a", "x", "b")
+
+
+def test_more_pinned_models_than_places_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="2 models are pinned and max_loaded_models is 1"):
+        several(tmp_path, PIN, PIN, max_loaded_models=1)
+
+
+def test_pinned_models_that_leave_no_place_to_others_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="2 models are pinned, as many as max_loaded_models"):
+        several(tmp_path, PIN, PIN, "", max_loaded_models=2)
+
+
+def test_pinned_models_may_fill_every_place_where_there_are_no_others(tmp_path: Path) -> None:
+    assert [model.pin for model in several(tmp_path, PIN, PIN, max_loaded_models=2).models] == [True, True]

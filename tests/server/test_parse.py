@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -234,7 +236,7 @@ def test_everything_that_is_said_arrives() -> None:
         id=ID,
         model=types.ModelName("m"),
         input=types.TokenInput((1, 2)),
-        sampling=types.SamplingChoice(temperature=0, top_p=0.5, top_k=parse.ENGINE_MAX_TOP_K, min_p=0.25),
+        sampling=types.SamplingChoice(temperature=0, top_p=0.5, top_k=2**32 - 1, min_p=0.25),
         seed=2**64 - 1,
         stop=types.Stop(max_tokens=9, sequences=("a", "b"), token_ids=(3,), ignore_eos=True),
         resume=types.Resume(token_ids=(4,), seed=2**64 - 1, fingerprint="f", create_time=5.5),
@@ -264,6 +266,18 @@ def test_a_conversation_arrives_with_what_its_template_is_given() -> None:
         enable_thinking=False,
         variables={"day": [1, None]},
     )
+
+
+@pytest.mark.parametrize("name", parse.SERVER_VARIABLES)
+def test_variables_may_not_replace_what_the_server_gives(name: str) -> None:
+    (found,) = violations(f'{USER} template {{ variables: \'{{"{name}": 1, "style": 1}}\' }}')
+    assert (found.path, found.description) == ("template.variables", f"{name!r} is the server's to give")
+
+
+def test_the_contract_lists_every_name_that_variables_may_not_have() -> None:
+    contract = Path(__file__).parents[2] / "proto/mlxrpc/v1/inference.proto"
+    comment = contract.read_text(encoding="utf-8").partition("set themselves are")[2].partition("string variables")[0]
+    assert set(re.findall(r"[a-z]+_?[a-z_]*", comment)) == set(parse.SERVER_VARIABLES)
 
 
 def test_counting_makes_the_same_checks() -> None:

@@ -862,8 +862,10 @@ class Template(_message.Message):
     enable_thinking: _builtins.bool
     """Handed to the template as `enable_thinking`. Unset: not handed over, the template's own default holds."""
     variables: _builtins.str
-    """More variables for the template: a JSON object as text. Names that the server itself sets (messages, tools,
-    add_generation_prompt, continue_final_message, enable_thinking) are INVALID_ARGUMENT. Empty: none.
+    """More variables for the template: a JSON object as text. Empty: none. The names that server and tokenizer set themselves are
+    INVALID_ARGUMENT: messages, tools, add_generation_prompt, continue_final_message, enable_thinking, strftime_now,
+    raise_exception, bos_token, eos_token, unk_token, pad_token, sep_token, cls_token, mask_token, additional_special_tokens,
+    conversation, chat_template, tokenize, return_dict, return_tensors, tokenizer_kwargs.
     """
     def __init__(
         self,

@@ -127,7 +127,8 @@ class Model(_message.Message):
     @_builtins.property
     def default_sampling(self) -> Global___Sampling:
         """The settings that apply where a request leaves a field unset: the configured ones over those of the model's
-        generation_config.json. A field unset here too takes the constant documented in Sampling.
+        generation_config.json. A field unset here too takes the constant documented in Sampling. Values of that file which are out
+        of range, or whose field the server does not honour yet, are left out: they do not apply.
         """
 
     @_builtins.property
