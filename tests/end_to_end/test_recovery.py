@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,11 +15,13 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2
 
+from mlxrpc.v1 import admin_pb2, model_pb2
 from mlxrpc.v1 import inference_pb2 as pb
-from mlxrpc.v1 import model_pb2
+from mlxrpc_server import demo
 from tests.end_to_end.asking import FOREVER, ask, check_retry, reason
 from tests.end_to_end.running import READINESS, RunningServer, running_server, until
 from tests.end_to_end.streams import MODEL, TIMEOUT, Received, same_tokens, stream, streaming, streams
+from tests.end_to_end.workers import gone, next_worker, workers
 
 pytestmark = pytest.mark.xdist_group("recovery")
 
@@ -143,7 +146,7 @@ def test_32_streams_survive_the_death_of_their_worker(
 
 
 def test_a_stream_survives_two_deaths_with_progress_in_between(mortal: RunningServer) -> None:
-    wish = ask(max_tokens=400)
+    wish = ask(max_tokens=250)
     expected = stream(mortal, wish)
     health = Watch(mortal, f"{READINESS}/{MODEL}")
     calls = begun(mortal, [wish])
@@ -209,7 +212,9 @@ def test_a_worker_that_cannot_be_replaced_fails_its_model_until_the_next_request
     os.kill(pid, signal.SIGKILL)
     dead = {pid}
     for _ in range(2):
-        dead.add(killed_while_loading(narrow, dead))
+        replacement = next_worker(narrow, dead)
+        replacement.kill()
+        dead.add(replacement.pid)
     with pytest.raises(grpc.RpcError) as caught:
         ended(calls)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -225,26 +230,29 @@ def test_a_worker_that_cannot_be_replaced_fails_its_model_until_the_next_request
     assert liveness.end() == [SERVING]
 
 
-def killed_while_loading(server: RunningServer, dead: set[int]) -> int:
-    """The next worker, killed as soon as it can be seen: loading takes seconds."""
-
-    def young() -> list[int]:
-        return [child.pid for child in psutil.Process(server.process.pid).children() if child.pid not in dead]
-
-    until(young, "another worker is started")
-    (pid,) = young()
-    os.kill(pid, signal.SIGKILL)
-    return pid
-
-
-def test_workers_die_with_a_killed_server() -> None:
-    with running_server() as server:
-        (worker,) = psutil.Process(server.process.pid).children()
+def test_workers_die_with_a_killed_server(tmp_path: Path) -> None:
+    """One while it generates, and one inside native code: it waits for a weights file that never says anything."""
+    models = ("--model", f"a={demo.source()}", "--model", f"b={silent_model(tmp_path / 'silent')}")
+    with running_server(*models) as server:
+        (busy,) = workers(server)
         call = server.inference.StreamGenerate(ask(max_tokens=FOREVER), timeout=TIMEOUT)
         read_until_delta(call, Received())
+        loading = server.admin.LoadModel(admin_pb2.LoadModelRequest(model="b"), timeout=TIMEOUT)
+        next(event for event in loading if event.progress.phase == admin_pb2.LOAD_PHASE_WEIGHTS)
+        hung = next_worker(server, [busy.pid])
+        until(lambda: hung.status() == psutil.STATUS_SLEEPING, "it waits for the file")
         server.process.kill()
         server.wait()
-        until(lambda: not worker.is_running(), "the worker is gone")
+        until(lambda: gone(busy) and gone(hung), "both workers are gone")
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def silent_model(folder: Path) -> Path:
+    """The built-in one with a second weights file, a pipe into which nobody writes."""
+    folder.mkdir()
+    for file in demo.source().iterdir():
+        (folder / file.name).symlink_to(file)
+    os.mkfifo(folder / "model-2.safetensors")
+    return folder
