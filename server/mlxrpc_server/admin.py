@@ -41,10 +41,9 @@ class ModelAdminService(ModelAdminServiceServicer):
         async with self._calls.admit(context, "UnloadModel", while_draining=True) as call:
             entry = self._service.catalog.find(request.model)
             call.note(model=entry.name)
-            in_flight = self._in_flight(entry)
-            await self._service.models.unload(entry, force=request.force)
+            ended = await self._service.models.unload(entry, force=request.force)
             (model,) = await describe([entry], self._service.models)
-            return pb.UnloadModelResponse(model=model, ended_requests=in_flight if request.force else 0)
+            return pb.UnloadModelResponse(model=model, ended_requests=ended)
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:  # noqa: N802
         async with self._calls.admit(context, "GetServerInfo", while_draining=True):
@@ -61,10 +60,6 @@ class ModelAdminService(ModelAdminServiceServicer):
             self._add_loaded(response)
             return response
 
-    def _in_flight(self, entry: Entry) -> int:
-        loaded = self._service.models.status(entry).model
-        return 0 if loaded is None else loaded.in_flight
-
     def _add_loaded(self, response: pb.GetServerInfoResponse) -> None:
         for entry in self._service.catalog:
             status = self._service.models.status(entry)
@@ -80,7 +75,7 @@ class ModelAdminService(ModelAdminServiceServicer):
         reports = deque[str]()
         news = asyncio.Event()
 
-        def report(stage: str, _fraction: float) -> None:
+        def report(stage: str) -> None:
             reports.append(stage)
             news.set()
 

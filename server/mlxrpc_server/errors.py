@@ -2,7 +2,8 @@
 
     ServerError
     ├── InvalidRequest        violations: the fields at fault                 INVALID_ARGUMENT
-    │   └── PromptTooLong     prompt_tokens, context_length
+    │   ├── PromptTooLong     prompt_tokens, context_length
+    │   └── MaxTokensTooLarge prompt_tokens, max_tokens, context_length
     ├── ModelNotFound         name, nearest                                   NOT_FOUND
     ├── ModelUnusable         known, but it cannot be loaded                  FAILED_PRECONDITION
     ├── FingerprintMismatch   a resume that another model's text began        FAILED_PRECONDITION
@@ -66,6 +67,24 @@ class PromptTooLong(InvalidRequest):
     def metadata(self) -> Mapping[str, str]:
         return {
             "prompt_tokens": str(self.prompt_tokens),
+            "context_length": str(self.context_length),
+        }
+
+
+class MaxTokensTooLarge(InvalidRequest):
+    """The prompt fits, and what may follow it does not."""
+
+    def __init__(self, description: str, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.context_length = context_length
+        super().__init__([Violation("stop.max_tokens", description, "MAX_TOKENS_TOO_LARGE")])
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {
+            "prompt_tokens": str(self.prompt_tokens),
+            "max_tokens": str(self.max_tokens),
             "context_length": str(self.context_length),
         }
 

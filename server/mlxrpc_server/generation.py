@@ -20,6 +20,7 @@ from mlxrpc_server.errors import (
     DeadlineTooShort,
     FingerprintMismatch,
     InvalidRequest,
+    MaxTokensTooLarge,
     ModelUnusable,
     PromptTooLong,
     ServerError,
@@ -30,7 +31,10 @@ from mlxrpc_server.model import Model
 from mlxrpc_server.models import Models
 from mlxrpc_server.text import TextDelta, TextStream
 from mlxrpc_server.tokenizer import Tokenizer, TokenizerError, Tokenizers
-from mlxrpc_server.types import FinishReason, Request
+from mlxrpc_server.types import FinishReason, ModelState, Request
+
+REPLAYED_AT_ONCE = 1000
+"""Tokens whose replay the event loop does not notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +99,17 @@ class Plan:
     entry: Entry
     tokenizer: Tokenizer
     prompt: Sequence[int]
+    resumed: Sequence[int]
+    """The tokens that a broken stream had received."""
     fingerprint: str
     create_time: float
     orders: Orders
     at_limit: FinishReason
     """What reaching the token limit means: the caller's own limit, or the model's context."""
+
+    def with_text(self, tokens: Sequence[int]) -> Sequence[int]:
+        """The tokens without the stop token at their end: whatever it spells, it has no text."""
+        return tokens[:-1] if tokens and tokens[-1] in self.orders.stop_ids else tokens
 
 
 class Service:
@@ -115,11 +125,11 @@ class Service:
         arrived = time.monotonic()
         plan = await self.plan(request)
         planned = time.monotonic()
+        loaded = self.models.status(plan.entry).state is ModelState.LOADED
         async with self.models.lease(plan.entry, deadline) as model:
             leased = time.monotonic()
             _check_deadline(model, len(plan.prompt), deadline)
-            resumed = request.resume.token_ids if request.resume else ()
-            with model.fly(plan.orders, resumed) as flight:
+            with model.fly(plan.orders, plan.resumed) as flight:
                 await flight.begun()
                 yield Started(
                     response_id=request.id,
@@ -129,7 +139,10 @@ class Service:
                     create_time=plan.create_time,
                     fingerprint=plan.fingerprint,
                 )
-                run = _Run(request, plan, flight, arrived=arrived, planned=planned, leased=leased)
+                text = TextStream(plan.tokenizer.vocabulary, request.stop.sequences)
+                await _replayed(text, plan.with_text(plan.resumed))
+                model_load = 0.0 if loaded else leased - planned
+                run = _Run(request, plan, flight, text, arrived=arrived, model_load=model_load)
                 async for event in run.events():
                     yield event
 
@@ -137,16 +150,19 @@ class Service:
         """Everything that config and tokenizer can tell is refused here, before any model is loaded or evicted."""
         entry = self.catalog.find(request.model)
         tokenizer = await self.tokenizer(entry)
-        fingerprint = await _fingerprint(entry)
+        fingerprint = await entry.read_fingerprint()
         _check_fingerprint(request, fingerprint)
         create_time = request.resume.create_time if request.resume else time.time()
         prompt = await self._checked_prompt(request, entry, tokenizer, create_time)
         max_tokens, at_limit = _limit(request, entry, len(prompt.token_ids))
+        resumed = request.resume.token_ids if request.resume else ()
+        _check_resumed(resumed, max_tokens)
         eos = frozenset() if request.stop.ignore_eos else tokenizer.eos_token_ids
         return Plan(
             entry=entry,
             tokenizer=tokenizer,
             prompt=prompt.token_ids,
+            resumed=resumed,
             fingerprint=fingerprint,
             create_time=create_time,
             orders=Orders(
@@ -162,7 +178,9 @@ class Service:
         try:
             return await self.tokenizers.get(entry.tokenizer_path)
         except TokenizerError as error:
-            raise ModelUnusable(entry.name, f"its tokenizer cannot be loaded: {error}") from error
+            unusable = ModelUnusable(entry.name, f"its tokenizer cannot be loaded: {error}")
+            self.models.failed(entry, unusable)
+            raise unusable from error
 
     async def prompt(self, entry: Entry, given: types.Input, create_time: float) -> types.Prompt:
         """The input as the model gets it: what Generate feeds and CountTokens counts."""
@@ -173,9 +191,11 @@ class Service:
         self, request: Request, entry: Entry, tokenizer: Tokenizer, create_time: float
     ) -> types.Prompt:
         """The prompt; or one error with everything that is wrong with it and with the other ids."""
-        violations = _ids_outside("stop.token_ids", request.stop.token_ids, tokenizer)
+        violations = tokenizer.outside("stop.token_ids", request.stop.token_ids)
         if request.resume is not None:
-            violations += _ids_outside("resume.token_ids", request.resume.token_ids, tokenizer)
+            # More than the context are refused for their number, behind the prompt's own checks.
+            given = request.resume.token_ids[: entry.context_length]
+            violations += tokenizer.outside("resume.token_ids", given)
         try:
             prompt = await self.prompt(entry, request.input, create_time)
         except InvalidRequest as error:
@@ -189,24 +209,14 @@ class _Run:
     """The tokens of one flight on their way to becoming events."""
 
     def __init__(
-        self,
-        request: Request,
-        plan: Plan,
-        flight: Flight,
-        *,
-        arrived: float,
-        planned: float,
-        leased: float,
+        self, request: Request, plan: Plan, flight: Flight, text: TextStream, *, arrived: float, model_load: float
     ) -> None:
         self._request = request
         self._plan = plan
         self._flight = flight
+        self._text = text
         self._arrived = arrived
-        self._planned = planned
-        self._leased = leased
-        self._resumed = request.resume.token_ids if request.resume else ()
-        self._text = TextStream(plan.tokenizer.vocabulary, request.stop.sequences)
-        self._text.replay(self._with_text(self._resumed))
+        self._model_load = model_load
         self._stop_token: int | None = None
         self._left: Left | None = None
 
@@ -234,28 +244,23 @@ class _Run:
 
     def _push(self, news: News) -> TextDelta:
         self._left = news.left
-        return self._text.push(self._with_text(news.tokens))
+        return self._text.push(self._plan.with_text(news.tokens))
 
     async def _accompanied(self, delta: TextDelta) -> TextDelta:
         """With what can be sent while it waits for company."""
         wish = self._request.coalescing
         if not delta.token_ids or len(delta.token_ids) >= wish.min_tokens:
             return delta
-        with contextlib.suppress(TimeoutError):
+        # An error is raised again to whoever asks next: what came before it is told first.
+        with contextlib.suppress(TimeoutError, ServerError):
             async with asyncio.timeout(wish.max_delay):
                 while not self._over and len(delta.token_ids) < wish.min_tokens:
                     delta = delta.joined(self._push(await self._flight.news()))
         return delta
 
-    def _with_text(self, tokens: Sequence[int]) -> Sequence[int]:
-        """The tokens without the stop token at their end: whatever it spells, it has no text."""
-        if tokens and tokens[-1] in self._plan.orders.stop_ids:
-            return tokens[:-1]
-        return tokens
-
     def _progress(self, prefilled: int) -> PrefillProgress:
         """The engine keeps a prompt's last token for its first decoding step: it counts it as done with the others."""
-        total = len(self._plan.prompt) + len(self._resumed)
+        total = len(self._plan.prompt) + len(self._plan.resumed)
         return PrefillProgress(prefilled if prefilled < total - 1 else total, total)
 
     def _delta(self, delta: TextDelta) -> Delta:
@@ -272,7 +277,7 @@ class _Run:
         last = delta.joined(self._text.finish())
         if self._left is Left.STOP_TOKEN and self._text.matched is None:
             self._stop_token = self._flight.produced[-1]
-            if len(self._flight.produced) > len(self._resumed):
+            if len(self._flight.produced) > len(self._plan.resumed):
                 return last.joined(TextDelta((self._stop_token,), ""))
         return last
 
@@ -302,13 +307,13 @@ class _Run:
 
     def _timings(self) -> Timings:
         flight = self._flight
-        began = flight.began_at or self._leased
+        began = flight.began_at or flight.submitted_at
         first, last = flight.first_token_at, flight.last_token_at
         decode = last - first if first is not None and last is not None else 0.0
-        gained = len(flight.produced) - len(self._resumed)
+        gained = len(flight.produced) - len(self._plan.resumed)
         return Timings(
-            queue=began - self._leased + (self._planned - self._arrived),
-            model_load=self._leased - self._planned,
+            queue=max(0.0, began - self._arrived - self._model_load),
+            model_load=self._model_load,
             prefill=first - began if first is not None else 0.0,
             time_to_first_token=first - self._arrived if first is not None else None,
             decode=decode,
@@ -341,23 +346,23 @@ def _check_deadline(model: Model, prompt_tokens: int, deadline: float | None) ->
         raise DeadlineTooShort(estimate, remaining)
 
 
-async def _fingerprint(entry: Entry) -> str:
-    """Read off the loop: the first time it touches every weight file."""
-    return await asyncio.to_thread(lambda: entry.fingerprint)
-
-
 def _check_fingerprint(request: Request, own: str) -> None:
     if request.resume is not None and request.resume.fingerprint != own:
         raise FingerprintMismatch(request.resume.fingerprint, own)
 
 
-def _ids_outside(path: str, ids: Sequence[int], tokenizer: Tokenizer) -> list[Violation]:
-    size = tokenizer.vocabulary_size
-    return [
-        Violation(f"{path}[{place}]", f"{token} is not in the vocabulary of {size:,} tokens")
-        for place, token in enumerate(ids)
-        if not 0 <= token < size
-    ]
+def _check_resumed(resumed: Sequence[int], max_tokens: int) -> None:
+    if len(resumed) > max_tokens:
+        sentence = f"{len(resumed):,} tokens were received, and at most {max_tokens:,} could have been produced"
+        raise InvalidRequest([Violation("resume.token_ids", sentence)])
+
+
+async def _replayed(text: TextStream, token_ids: Sequence[int]) -> None:
+    """Many go through in a thread: each costs microseconds."""
+    if len(token_ids) > REPLAYED_AT_ONCE:
+        await asyncio.to_thread(text.replay, token_ids)
+    else:
+        text.replay(token_ids)
 
 
 def _limit(request: Request, entry: Entry, prompt_tokens: int) -> tuple[int, FinishReason]:
@@ -377,7 +382,7 @@ def _limit(request: Request, entry: Entry, prompt_tokens: int) -> tuple[int, Fin
             sentence = (
                 f"the prompt is {prompt_tokens:,} tokens and max_tokens {wanted:,}: the model takes {context:,} in all"
             )
-            raise PromptTooLong("stop.max_tokens", sentence, prompt_tokens, context)
+            raise MaxTokensTooLarge(sentence, prompt_tokens, wanted, context)
         return wanted, FinishReason.MAX_TOKENS
     if most is not None and most <= room:
         return most, FinishReason.MAX_TOKENS

@@ -19,7 +19,7 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Health:
-    """Not ready until every one of `awaited` has been up once, nor while each known model has failed."""
+    """Not ready until every one of `awaited` was loaded, nor while each known model has failed."""
 
     def __init__(self, models: Iterable[ModelName], awaited: Iterable[ModelName]) -> None:
         self.servicer = health.aio.HealthServicer()
@@ -37,13 +37,16 @@ class Health:
     def model_changed(self, name: ModelName, health: ModelHealth) -> None:
         self._changes.put_nowait((name, health))
 
+    def preloaded(self, name: ModelName) -> None:
+        """It is loaded, and need not be awaited any more."""
+        self._awaited.discard(name)
+        self._changes.put_nowait((name, ModelHealth.UP))
+
     async def follow(self) -> None:
         """Tells every change, one after the other; ends by being cancelled."""
         while True:
             name, health = await self._changes.get()
             self._models[name] = health
-            if health is ModelHealth.UP:
-                self._awaited.discard(name)
             await self._set(model_service(name), health is ModelHealth.UP)
             await self._set(READINESS, self._ready)
 

@@ -29,14 +29,22 @@ MAX_STRIKES = 2
 START_ATTEMPTS = 2
 """A worker that is killed while it loads may have been killed by chance; twice is no chance."""
 
-NOTHING_YET = wire.Stats(step=0, decoding=0, waiting=0, memory_bytes=0)
+NOTHING_YET = wire.Stats(step=0, rows=0, waiting=0, memory_bytes=0)
 """What a worker holds before it has told."""
 
-Report = Callable[[str, float], None]
+RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Between attempts to replace a worker; the last one for ever after."""
+
+PATIENT_ATTEMPTS = 3
+"""So many times requests wait with the model where no process can be started; then they are told."""
+
+Report = Callable[[str], None]
+"""Told of each stage of a load."""
+
 Spawn = Callable[[], Awaitable[Worker]]
 
 
-def no_report(_stage: str, _fraction: float) -> None:
+def no_report(_stage: str) -> None:
     pass
 
 
@@ -47,8 +55,8 @@ class Model:
         load: wire.Load,
         *,
         spawn: Spawn = Worker.spawn,
-        health_changed: Callable[[ModelHealth], None] = lambda _health: None,
-        failed: Callable[[ServerError], None] = lambda _error: None,
+        changed: Callable[[], None] = lambda: None,
+        retry_seconds: Sequence[float] = RETRY_SECONDS,
     ) -> None:
         self.entry = entry
         self.ready: wire.Ready | None = None
@@ -56,12 +64,13 @@ class Model:
         self.restarts = 0
         self._load = load
         self._spawn = spawn
-        self._health_changed = health_changed
-        self._failed = failed
+        self._changed = changed
+        self._retry_seconds = retry_seconds
         self._worker: Worker | None = None
         self._serving = False
         self._flights: dict[RowId, Flight] = {}
         self._over: ServerError | None = None
+        self._lost: ServerError | None = None
         self._rows = itertools.count(1)
         self._prefill_rate = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -77,7 +86,7 @@ class Model:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._end_flights(Unavailable("MODEL_UNLOADED", f"model {self.entry.name!r} was unloaded", 1.0))
+        self.end_flights(Unavailable("MODEL_UNLOADED", f"model {self.entry.name!r} was unloaded", 1.0))
         if self._worker is not None:
             await self._worker.end()
             self._worker = None
@@ -92,8 +101,19 @@ class Model:
 
     @property
     def queued(self) -> int:
-        """Requests without a token from this worker yet."""
-        return sum(1 for flight in self._flights.values() if flight.first_token_at is None)
+        """Those in flight that no worker has taken up yet."""
+        return sum(1 for flight in self._flights.values() if flight.began_at is None)
+
+    @property
+    def lost(self) -> ServerError | None:
+        """Why the worker cannot be replaced, while that is so."""
+        return self._lost
+
+    @property
+    def health(self) -> ModelHealth:
+        if self._lost is not None:
+            return ModelHealth.FAILED
+        return ModelHealth.UP if self._serving else ModelHealth.REPLACING
 
     def seconds_to_first_token(self, prompt_tokens: int) -> float:
         """The least that a prompt of that length would have to wait: at the best rate seen, behind those before it."""
@@ -107,8 +127,8 @@ class Model:
         """Submits a request; leaving the context, for whatever reason, takes it out of the worker."""
         flight = Flight(RowId(next(self._rows)), orders, produced, clock=time.monotonic)
         self._flights[flight.row] = flight
-        if self._over is not None:
-            flight.fail(self._over)
+        if (error := self._over or self._lost) is not None:
+            flight.fail(error)
         self._submit(flight)
         try:
             yield flight
@@ -133,19 +153,22 @@ class Model:
         if self._worker is not None:
             self._worker.send(message)
 
+    def end_flights(self, error: ServerError) -> None:
+        """Those to come, too: whoever leased the model before its end may still submit."""
+        self._over = self._over or error
+        self._fail_flights(error)
+
     async def _serve(self, worker: Worker) -> None:
         """Owns the worker: routes what it says, and replaces it whenever it is gone."""
         while True:
-            await self._route(worker)
             try:
-                worker = await self._replaced(worker)
-            except ServerError as error:
-                log.error("the model is lost", extra={"model": self.entry.name, "cause": str(error)})
-                self._end_flights(Unavailable("ENGINE_DIED", str(error), 5.0))
-                self._failed(error)
-                return
+                await self._route(worker)
+            except ValueError:
+                log.exception("the worker talks nonsense", extra={"model": self.entry.name, "pid": worker.pid})
+            worker = await self._replaced(worker)
 
     async def _route(self, worker: Worker) -> None:
+        """Until the worker is gone."""
         async for message in worker.messages():
             match message:
                 case wire.Step():
@@ -175,8 +198,9 @@ class Model:
             self._prefill_rate = max(self._prefill_rate, fed / step.prefill_seconds)
 
     async def _replaced(self, worker: Worker) -> Worker:
+        """A new worker that has been told of every request in flight, however long it takes to get one."""
         self._serving = False
-        self._health_changed(ModelHealth.REPLACING)
+        self._changed()
         how = await worker.end()
         self.restarts += 1
         log.warning(
@@ -184,14 +208,31 @@ class Model:
             extra={"model": self.entry.name, "pid": worker.pid, "how": how, "in_flight": self.in_flight},
         )
         self._strike(how)
-        self._worker = replacement = await self._started(no_report)
+        self._worker = replacement = await self._started_at_last()
         self.stats = NOTHING_YET
-        self._serving = True
-        self._health_changed(ModelHealth.UP)
+        self._serving, self._lost = True, None
+        self._changed()
         for flight in list(self._flights.values()):
             if not flight.ended:
                 self._send(flight.submission())
         return replacement
+
+    async def _started_at_last(self) -> Worker:
+        for attempt in itertools.count():
+            wait = self._retry_seconds[min(attempt, len(self._retry_seconds) - 1)]
+            try:
+                return await self._started(no_report)
+            except ServerError as error:
+                log.error(
+                    "no worker can be had",
+                    extra={"model": self.entry.name, "cause": str(error), "retry_seconds": wait},
+                )
+                if isinstance(error, ModelUnusable) or attempt + 1 >= PATIENT_ATTEMPTS:
+                    self._lost = Unavailable("ENGINE_DIED", str(error), wait)
+                    self._fail_flights(self._lost)
+                    self._changed()
+            await asyncio.sleep(wait)
+        raise AssertionError("counting has no end")
 
     def _strike(self, how: str) -> None:
         for flight in self._flights.values():
@@ -199,9 +240,7 @@ class Model:
                 sentence = f"the engine died {MAX_STRIKES} times under this request ({how}) without a token in between"
                 flight.fail(Unavailable("ENGINE_DIED", sentence, 1.0))
 
-    def _end_flights(self, error: ServerError) -> None:
-        """Those to come, too: whoever leased the model before its end may still submit."""
-        self._over = self._over or error
+    def _fail_flights(self, error: ServerError) -> None:
         for flight in self._flights.values():
             flight.fail(error)
 
@@ -231,8 +270,8 @@ class Model:
         worker.send(self._load)
         async for message in worker.messages():
             match message:
-                case wire.Progress(stage, fraction):
-                    report(stage, fraction)
+                case wire.Progress():
+                    report(message.stage)
                 case wire.Ready():
                     return message
                 case wire.Failed(cause):

@@ -1,7 +1,7 @@
 """The models that are loaded: at most so many, the least recently used one gives way.
 
 A lease pins its model. First requests for one model share one load; where every loaded model is leased, a newcomer
-waits for room. Knows entries, leases and time; nothing of requests.
+waits for room. Tells each model's health whenever it changed. Knows entries, leases and time; nothing of requests.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import enum
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from mlxrpc_server.catalog import Entry
 from mlxrpc_server.errors import ModelUnusable, ServerError, Unavailable
+from mlxrpc_server.failures import Failures
 from mlxrpc_server.model import Model, Report
 from mlxrpc_server.types import ModelHealth, ModelName, ModelState
 
@@ -44,12 +45,25 @@ class Status:
     state: ModelState
     reason: str = ""
     leases: int = 0
+    requests: int = 0
+    """The leases that are requests'; administration holds some too."""
     last_used: float | None = None
-    """Seconds since the epoch."""
+    """When a request last ended; seconds since the epoch."""
     load_seconds: float | None = None
+    """How long the last load took."""
     loaded_at: float | None = None
     """Seconds since the epoch."""
     model: Model | None = None
+
+    @property
+    def running(self) -> int:
+        """Requests that the worker has taken up."""
+        return self.model.in_flight - self.model.queued if self.model else 0
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait: for the load, for the worker, or in its queue."""
+        return max(0, self.requests - self.running)
 
 
 class _Stage(enum.Enum):
@@ -67,8 +81,8 @@ class _Resident:
     model: Model
     stage: _Stage = _Stage.WAITING
     leases: int = 0
-    last_used: float = field(default_factory=time.time)
-    load_seconds: float | None = None
+    requests: int = 0
+    used: float = field(default_factory=time.monotonic)
     loaded_at: float | None = None
     reports: list[Report] = field(default_factory=list)
     loading: asyncio.Task[None] | None = None
@@ -82,13 +96,21 @@ class _Resident:
     def evictable(self) -> bool:
         return self.stage is _Stage.LOADED and not self.leases and not self.entry.config.pin
 
-    def report(self, stage: str, fraction: float) -> None:
+    def report(self, stage: str) -> None:
         for report in self.reports:
-            report(stage, fraction)
+            report(stage)
 
 
-Make = Callable[[Entry, Callable[[ModelHealth], None], Callable[[ServerError], None]], Model]
-"""A model that is not started yet, and whom it tells of its health and of its end."""
+@dataclass
+class _Past:
+    """What is remembered of a model beyond its unloading."""
+
+    last_used: float | None = None
+    load_seconds: float | None = None
+
+
+Make = Callable[[Entry, Callable[[], None]], Model]
+"""A model that is not started yet, and whom it tells when its health changed."""
 
 
 class Models:
@@ -102,8 +124,10 @@ class Models:
         self._make = make
         self._health_changed = health_changed
         self._residents: dict[ModelName, _Resident] = {}
-        self._failures: dict[ModelName, str] = {}
-        self._last_used: dict[ModelName, float] = {}
+        self._failures = Failures()
+        self._past: dict[ModelName, _Past] = {}
+        self._told: dict[ModelName, ModelHealth] = {}
+        self._known: dict[ModelName, Entry] = {}
         self._changed = asyncio.Event()
         self._closing = False
 
@@ -113,34 +137,40 @@ class Models:
     ) -> AsyncIterator[Model]:
         """The model, loaded, and not evicted while the context lasts. `deadline` is in time.monotonic's terms.
 
-        Whoever is `patient` waits beyond the longest wait of requests: a large model takes minutes to load.
+        Whoever is `patient` waits beyond the longest wait of requests, for a large model takes minutes to load; tries
+        one again that has just failed; and is not counted as a use.
         """
         until = self._until_at_most(deadline, math.inf if patient else self.limits.longest_wait)
-        resident = await self._admitted(entry, until)
+        resident = await self._admitted(entry, until, patient=patient)
         if report is not None:
             resident.reports.append(report)
         resident.leases += 1
+        resident.requests += not patient
         try:
             await self._loaded(resident, until)
             yield resident.model
         finally:
             resident.leases -= 1
-            resident.last_used = self._last_used[entry.name] = time.time()
+            resident.requests -= not patient
+            resident.used = time.monotonic()
+            if not patient:
+                self._remembered(entry).last_used = time.time()
             if report is not None:
                 resident.reports.remove(report)
             self._abandon(resident)
             self._pulse()
 
-    async def unload(self, entry: Entry, *, force: bool) -> bool:
-        """Ends a model's worker: behind its requests, or with `force` at once. False where it was not loaded.
+    async def unload(self, entry: Entry, *, force: bool) -> int:
+        """Ends a model's worker: behind its requests, or with `force` at once. Gives how many requests that ended.
 
         Waits as long as it takes. Cancelling it leaves the model loaded.
         """
         resident = self._residents.get(entry.name)
         if resident is None or resident.stage is _Stage.WAITING:
-            return False
+            return 0
         if resident.loading is not None:
-            await self._finished(resident, resident.loading, math.inf)
+            await self._loaded_or_not(resident.loading, force=force)
+            return await self.unload(entry, force=force)
         resident.stage = _Stage.UNLOADING
         try:
             while resident.leases and not force:
@@ -150,29 +180,63 @@ class Models:
                 resident.stage = _Stage.LOADED
                 self._pulse()
             raise
+        ended = resident.model.in_flight
         await self._end(resident)
-        return True
+        return ended
+
+    async def _loaded_or_not(self, loading: asyncio.Task[None], *, force: bool) -> None:
+        """The end of a load, whatever it came to; with `force` it is given up."""
+        if force:
+            loading.cancel()
+        await asyncio.wait([loading])
 
     def status(self, entry: Entry) -> Status:
+        past = self._remembered(entry)
         resident = self._residents.get(entry.name)
         if resident is None:
-            reason = self._failures.get(entry.name) or entry.facts.problem
+            reason = self._why_unusable(entry)
             state = ModelState.FAILED if reason else ModelState.AVAILABLE
-            return Status(state, reason, last_used=self._last_used.get(entry.name))
+            return Status(state, reason, last_used=past.last_used, load_seconds=past.load_seconds)
         states = {
             _Stage.WAITING: ModelState.AVAILABLE,
             _Stage.LOADING: ModelState.LOADING,
             _Stage.LOADED: ModelState.LOADED,
             _Stage.UNLOADING: ModelState.UNLOADING,
         }
+        lost = resident.model.lost
         return Status(
-            states[resident.stage],
+            ModelState.FAILED if lost else states[resident.stage],
+            str(lost or ""),
             leases=resident.leases,
-            last_used=resident.last_used,
-            load_seconds=resident.load_seconds,
+            requests=resident.requests,
+            last_used=past.last_used,
+            load_seconds=past.load_seconds,
             loaded_at=resident.loaded_at,
             model=resident.model if resident.occupies else None,
         )
+
+    def health(self, entry: Entry) -> ModelHealth:
+        resident = self._residents.get(entry.name)
+        if resident is not None and resident.stage is _Stage.LOADED:
+            return resident.model.health
+        return ModelHealth.FAILED if self._why_unusable(entry) else ModelHealth.UP
+
+    def failed(self, entry: Entry, error: ServerError) -> None:
+        """For a cause found before a load was begun, such as a broken tokenizer: for a while it counts as failed."""
+        if isinstance(error, ModelUnusable):
+            wait = self._failures.note(entry.name, error, time.monotonic())
+            # When the failure no longer stands, the model is up again, and balancers must learn it.
+            asyncio.get_running_loop().call_later(wait, self._pulse)
+            log.error("model failed", extra={"model": entry.name, "cause": str(error), "retry_seconds": wait})
+            self._known[entry.name] = entry
+            self._pulse()
+
+    def _why_unusable(self, entry: Entry) -> str:
+        failure = self._failures.current(entry.name, time.monotonic())
+        return str(failure) if failure else entry.facts.problem
+
+    def _remembered(self, entry: Entry) -> _Past:
+        return self._past.setdefault(entry.name, _Past())
 
     async def drain(self) -> None:
         """Refuses whoever waits: for room, for a load, or in a model's queue. What runs goes on."""
@@ -185,17 +249,25 @@ class Models:
             resident.model.refuse_queued(_draining())
         await asyncio.gather(*loading, return_exceptions=True)
 
+    def end_requests(self) -> None:
+        """Ends what still runs when there is no more time for it."""
+        for resident in self._residents.values():
+            resident.model.end_flights(_draining())
+
     async def close(self) -> None:
         await self.drain()
         await asyncio.gather(*(self._end(resident) for resident in list(self._residents.values())))
 
-    async def _admitted(self, entry: Entry, until: float) -> _Resident:
+    async def _admitted(self, entry: Entry, until: float, *, patient: bool) -> _Resident:
         """The model's record, begun by whoever comes first; waits while the model is on its way out."""
         while True:
             if self._closing:
                 raise _draining()
             resident = self._residents.get(entry.name)
             if resident is None:
+                failure = self._failures.current(entry.name, time.monotonic())
+                if failure is not None and not patient:
+                    raise failure
                 return self._begin(entry)
             if resident.leases >= self.limits.max_in_flight:
                 sentence = f"model {entry.name!r} has {resident.leases} requests, which is its limit"
@@ -205,17 +277,9 @@ class Models:
             await self._pulsed(until, _busy(entry, "is being unloaded"))
 
     def _begin(self, entry: Entry) -> _Resident:
-        name = entry.name
-        resident = _Resident(
-            entry,
-            self._make(
-                entry,
-                lambda health: self._health_changed(name, health),
-                lambda error: self._lost(resident, error),
-            ),
-        )
-        self._residents[name] = resident
-        resident.loading = asyncio.create_task(self._load(resident), name=f"load {name}")
+        self._known[entry.name] = entry
+        resident = self._residents[entry.name] = _Resident(entry, self._make(entry, self._pulse))
+        resident.loading = asyncio.create_task(self._load(resident), name=f"load {entry.name}")
         resident.loading.add_done_callback(_retrieved)
         return resident
 
@@ -228,18 +292,17 @@ class Models:
             begun = time.monotonic()
             await resident.model.start(resident.report)
         except BaseException as error:
-            if isinstance(error, ServerError):
-                self._note_failure(entry, error)
             self._forget(resident)
+            if isinstance(error, ServerError):
+                self.failed(entry, error)
             raise
-        resident.load_seconds = time.monotonic() - begun
+        self._remembered(entry).load_seconds = seconds = time.monotonic() - begun
         resident.loaded_at = time.time()
         resident.stage = _Stage.LOADED
         resident.loading = None
-        self._failures.pop(entry.name, None)
-        self._health_changed(entry.name, ModelHealth.UP)
+        self._failures.clear(entry.name)
         self._pulse()
-        log.info("model loaded", extra={"model": entry.name, "seconds": round(resident.load_seconds, 3)})
+        log.info("model loaded", extra={"model": entry.name, "seconds": round(seconds, 3)})
 
     async def _loaded(self, resident: _Resident, until: float) -> None:
         if resident.loading is not None:
@@ -248,9 +311,13 @@ class Models:
     async def _make_room(self, resident: _Resident) -> None:
         """Ends least recently used models until this one fits. Newcomers are served in their order of arrival."""
         self._refuse_hopeless(resident.entry)
+        told = False
         while not (self._is_next(resident) and self._fits(resident.entry)):
-            victim = self._victim() if self._is_next(resident) else None
+            victim = self._victim(resident.entry) if self._is_next(resident) else None
             if victim is None:
+                if not told:
+                    resident.report("waiting")
+                    told = True
                 await self._changed.wait()
             else:
                 log.info("evicting", extra={"model": victim.entry.name, "for": resident.entry.name})
@@ -268,17 +335,20 @@ class Models:
         waiting = (other for other in self._residents.values() if other.stage is _Stage.WAITING)
         return next(waiting, None) is resident
 
-    def _fits(self, entry: Entry) -> bool:
-        held = [other for other in self._residents.values() if other.occupies]
+    def _fits(self, entry: Entry, without: Sequence[_Resident] = ()) -> bool:
+        held = [other for other in self._residents.values() if other.occupies and other not in without]
         if len(held) >= self.limits.max_loaded:
             return False
         used = sum(other.entry.facts.weights_bytes for other in held)
         budget = self.limits.memory_budget
         return budget is None or used + entry.facts.weights_bytes <= budget
 
-    def _victim(self) -> _Resident | None:
-        evictable = (other for other in self._residents.values() if other.evictable)
-        return min(evictable, key=lambda other: other.last_used, default=None)
+    def _victim(self, entry: Entry) -> _Resident | None:
+        """The least recently used model; none where ending all that may be ended would not make room."""
+        evictable = [other for other in self._residents.values() if other.evictable]
+        if not self._fits(entry, without=evictable):
+            return None
+        return min(evictable, key=lambda other: other.used, default=None)
 
     async def _end(self, resident: _Resident) -> None:
         """Once begun it is carried through, whoever stops waiting for it."""
@@ -306,16 +376,6 @@ class Models:
             del self._residents[resident.entry.name]
         self._pulse()
 
-    def _lost(self, resident: _Resident, error: ServerError) -> None:
-        """A model whose worker could not be replaced. Its requests have been told; the next one loads it anew."""
-        self._note_failure(resident.entry, error)
-        self._forget(resident)
-
-    def _note_failure(self, entry: Entry, error: ServerError) -> None:
-        self._failures[entry.name] = str(error)
-        self._health_changed(entry.name, ModelHealth.FAILED)
-        log.error("model failed", extra={"model": entry.name, "cause": str(error)})
-
     async def _finished(self, resident: _Resident, loading: asyncio.Task[None], until: float) -> None:
         """Waits for a load that others wait for too: leaving does not stop it."""
         try:
@@ -326,9 +386,12 @@ class Models:
             sentence = "waits for room: every loaded model is in use" if waits else "is still loading"
             raise _busy(resident.entry, sentence) from None
         except asyncio.CancelledError:
-            if loading.cancelled() and self._closing:
+            if not loading.cancelled():
+                raise
+            if self._closing:
                 raise _draining() from None
-            raise
+            sentence = f"model {resident.entry.name!r} was unloaded while it was loading"
+            raise Unavailable("MODEL_UNLOADED", sentence, 1.0) from None
 
     async def _pulsed(self, until: float, late: ServerError) -> None:
         try:
@@ -343,9 +406,14 @@ class Models:
         return longest if deadline is None else min(longest, deadline - BEFORE_DEADLINE)
 
     def _pulse(self) -> None:
-        """Wakes everybody who waits for a change."""
+        """Wakes everybody who waits for a change, and tells of those in health."""
         self._changed.set()
         self._changed = asyncio.Event()
+        for name, entry in self._known.items():
+            health = self.health(entry)
+            if self._told.get(name) is not health:
+                self._told[name] = health
+                self._health_changed(name, health)
 
 
 def _draining() -> Unavailable:

@@ -33,12 +33,13 @@ _MODEL_STATES = {
 }
 
 _LOAD_PHASES = {
+    "waiting": admin_pb2.LOAD_PHASE_WAITING,
     "weights": admin_pb2.LOAD_PHASE_WEIGHTS,
     "memory": admin_pb2.LOAD_PHASE_WEIGHTS,
     "warm-up": admin_pb2.LOAD_PHASE_WARM_UP,
     "ready": admin_pb2.LOAD_PHASE_WARM_UP,
 }
-"""A worker's stages; whatever comes before these is starting."""
+"""The wait for room, and a worker's stages; whatever else there is comes before these and is starting."""
 
 
 class Answer:
@@ -125,8 +126,8 @@ def model(entry: Entry, status: Status, capabilities: model_pb2.Capabilities) ->
         default_system_prompt=config.system_prompt,
         capabilities=capabilities,
         last_used_time=None if status.last_used is None else timestamp(status.last_used),
-        in_flight=_rows(loaded),
-        queued=status.leases if loaded is None else _waiting(loaded),
+        in_flight=status.running,
+        queued=status.queued,
         load_time=None if status.loaded_at is None else timestamp(status.loaded_at),
         load_duration=None if status.load_seconds is None else duration(status.load_seconds),
     )
@@ -137,8 +138,8 @@ def loaded_model(entry: Entry, status: Status, loaded: Model) -> admin_pb2.Loade
         name=entry.name,
         state=_MODEL_STATES[status.state],
         pid=loaded.pid or 0,
-        rows=_rows(loaded),
-        waiting=_waiting(loaded),
+        rows=status.running,
+        waiting=status.queued,
         leases=status.leases,
         steps=loaded.stats.step,
         restarts=loaded.restarts,
@@ -241,13 +242,3 @@ def _parameter_count(entry: Entry, loaded: Model | None) -> int | None:
 def _memory_bytes(loaded: Model) -> int:
     """The last report's; a worker that has not sent one yet has said it when it was ready."""
     return loaded.stats.memory_bytes or (loaded.ready.memory_bytes if loaded.ready else 0)
-
-
-def _waiting(loaded: Model) -> int:
-    """As the worker's last report has it; since then they may all have left."""
-    return min(loaded.stats.waiting, loaded.in_flight)
-
-
-def _rows(loaded: Model | None) -> int:
-    """Requests in prefill or decoding: those in flight that do not wait for a row."""
-    return 0 if loaded is None else loaded.in_flight - _waiting(loaded)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -30,7 +31,6 @@ from mlxrpc_server.model import Model
 from mlxrpc_server.models import Models
 from mlxrpc_server.servicer import InferenceService
 from mlxrpc_server.tokenizer import Tokenizers
-from mlxrpc_server.types import ModelHealth
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,10 @@ OPTIONS = (
 
 LAST_WRITES = 0.5
 """Seconds for what calls that have ended still have to send."""
+
+
+PRELOAD_RETRY_SECONDS = (5.0, 15.0, 60.0)
+"""Between attempts; the last one for ever after."""
 
 
 class CannotListen(Exception):
@@ -95,6 +99,8 @@ class Server:
         tokenizers = Tokenizers()
         lives.push_async_callback(tokenizers.close)
         models = Models(self._make, config.limits, self._health.model_changed)
+        for entry in catalog:
+            self._health.model_changed(entry.name, models.health(entry))
         lives.push_async_callback(models.close)
         self._calls = Calls()
         self._service = Service(catalog, tokenizers, models)
@@ -122,14 +128,22 @@ class Server:
         await asyncio.sleep(self._config.lame_duck)
         self._calls.drain()
         await self._service.models.drain()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._config.drain_timeout):
-                await self._calls.all_ended()
+        if not await self._all_ended(self._config.drain_timeout):
+            log.warning("ending calls that took too long", extra={"open_calls": self._calls.open})
+            self._service.models.end_requests()
+            await self._all_ended(LAST_WRITES)
         # The last answers are still being written; health watches, which never end by themselves, are cut here.
         await self._grpc.stop(LAST_WRITES)
         log.info("drained", extra={"open_calls": self._calls.open})
 
-    def _make(self, entry: Entry, health: Callable[[ModelHealth], None], lost: Callable[[ServerError], None]) -> Model:
+    async def _all_ended(self, seconds: float) -> bool:
+        """Whether all open calls ended within that time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._calls.all_ended()
+        return not self._calls.open
+
+    def _make(self, entry: Entry, changed: Callable[[], None]) -> Model:
         load = wire.Load(
             name=entry.name,
             path=str(entry.config.source),
@@ -137,7 +151,7 @@ class Server:
             max_rows=self._config.max_rows,
             prefill_tokens=self._config.prefill_tokens,
         )
-        return Model(entry, load, health_changed=health, failed=lost)
+        return Model(entry, load, changed=changed)
 
     async def _listen(self, address: str) -> tuple[grpc.aio.Server, str]:
         server = grpc.aio.server(options=OPTIONS)
@@ -159,15 +173,23 @@ class Server:
         return server, await _bound(server, address)
 
     async def _preload(self) -> None:
-        """One model that fails leaves the server up and not ready: its state tells the reason."""
-        for name in self._config.preload:
-            entry = self._service.catalog.find(name)
+        async with asyncio.TaskGroup() as group:
+            for name in self._config.preload:
+                group.create_task(self._preloaded(self._service.catalog.find(name)), name=f"preload {name}")
+
+    async def _preloaded(self, entry: Entry) -> None:
+        """Tries until it is loaded: not ready, the server gets no request that could try again."""
+        for attempt in itertools.count():
             try:
                 await self._service.tokenizer(entry)
                 async with self._service.models.lease(entry, patient=True):
-                    pass
+                    self._health.preloaded(entry.name)
+                    return
             except ServerError as error:
-                log.error("a model to preload failed", extra={"model": name, "cause": str(error)})
+                wait = PRELOAD_RETRY_SECONDS[min(attempt, len(PRELOAD_RETRY_SECONDS) - 1)]
+                facts = {"model": entry.name, "cause": str(error), "retry_seconds": wait}
+                log.error("a model to preload failed", extra=facts)
+            await asyncio.sleep(wait)
 
 
 async def _built_in() -> ModelConfig:
@@ -193,11 +215,18 @@ async def _bound(server: grpc.aio.Server, address: str) -> str:
 async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
     """A task that lives as long as the context, and no longer."""
     task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_tell_failure)
     try:
         yield task
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    """At once: whoever owns the task may look only at the end."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a part of the server failed", exc_info=error, extra={"part": task.get_name()})
 
 
 @contextlib.contextmanager

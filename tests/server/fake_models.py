@@ -22,16 +22,15 @@ LOAD = wire.Load(name="", path="", log_format="text", max_rows=1, prefill_tokens
 class FakeModel(Model):
     """Tells its house when it begins and ends to load and to close, and lasts while the house holds it."""
 
-    def __init__(self, house: House, entry: Entry, lost: Callable[[ServerError], None]) -> None:
-        super().__init__(entry, LOAD)
-        self.lose = lost
+    def __init__(self, house: House, entry: Entry, changed: Callable[[], None]) -> None:
+        super().__init__(entry, LOAD, changed=changed)
         self.refusals: list[ServerError] = []
         self._house = house
 
     async def start(self, report: Report = no_report) -> None:
         name = self.entry.name
         self._house.note(f"load {name}")
-        report("weights", 0.5)
+        report("weights")
         try:
             await self._house.passed(f"load {name}")
         except asyncio.CancelledError:
@@ -39,7 +38,13 @@ class FakeModel(Model):
             raise
         if (error := self._house.errors.get(name)) is not None:
             raise error
+        self._serving = True
         self._house.note(f"loaded {name}")
+
+    def be(self, *, serving: bool, lost: ServerError | None = None) -> None:
+        """What a worker's death, and the search for another, make of it."""
+        self._serving, self._lost = serving, lost
+        self._changed()
 
     async def close(self) -> None:
         self._house.note(f"end {self.entry.name}")
@@ -62,10 +67,8 @@ class House:
         self._held: dict[str, asyncio.Event] = {}
         self._noted = asyncio.Event()
 
-    def _make(
-        self, entry: Entry, _health: Callable[[ModelHealth], None], lost: Callable[[ServerError], None]
-    ) -> FakeModel:
-        return FakeModel(self, entry, lost)
+    def _make(self, entry: Entry, changed: Callable[[], None]) -> FakeModel:
+        return FakeModel(self, entry, changed)
 
     def entry(self, name: str) -> Entry:
         return self.catalog.find(name)

@@ -51,12 +51,11 @@ class Workshop:
         self.spawned.clear()
         return self.workers[-1]
 
-    def make(self, entry: Entry, *callbacks: Any) -> Model:
+    def make(self, entry: Entry, changed: Callable[[], None]) -> Model:
         load = wire.Load(
             name=entry.name, path=str(entry.config.source), log_format="text", max_rows=1, prefill_tokens=8
         )
-        health_changed, failed = callbacks
-        return Model(entry, load, spawn=self.spawn, health_changed=health_changed, failed=failed)
+        return Model(entry, load, spawn=self.spawn, changed=changed)
 
 
 @asynccontextmanager
@@ -103,10 +102,10 @@ async def test_a_load_tells_its_progress_and_ends_with_the_model(service: Script
     async with admin(service) as stub:
         incoming = aiter(stub.LoadModel(pb.LoadModelRequest(model="a")))
         worker = await workshop.next_worker()
-        worker.say(wire.Progress("config", 0.0), wire.Progress("weights", 0.1))
+        worker.say(wire.Progress("config"), wire.Progress("weights"))
         events = [await anext(incoming), await anext(incoming)]
         # The last report and the end come together: neither is lost.
-        worker.say(wire.Progress("warm-up", 0.7), ready())
+        worker.say(wire.Progress("warm-up"), ready())
         events += [event async for event in incoming]
     assert phases(events) == [pb.LOAD_PHASE_STARTING, pb.LOAD_PHASE_WEIGHTS, pb.LOAD_PHASE_WARM_UP]
     model = events[-1].model
@@ -156,7 +155,7 @@ async def test_a_caller_who_stops_listening_does_not_stop_the_load(
     async with admin(service) as stub:
         call = stub.LoadModel(pb.LoadModelRequest(model="a"))
         worker = await workshop.next_worker()
-        worker.say(wire.Progress("weights", 0.1))
+        worker.say(wire.Progress("weights"))
         await call.read()
         call.cancel()
         other = stub.LoadModel(pb.LoadModelRequest(model="a"))
@@ -206,11 +205,12 @@ async def test_server_info_tells_what_runs(service: ScriptedService, workshop: W
     worker = await load(service, workshop, "b")
     model = service.models.status(service.catalog.find("b")).model
     assert model is not None
-    async with service.models.lease(service.catalog.find("b")), admin(service) as stub:
+    entry = service.catalog.find("b")
+    async with service.models.lease(entry), service.models.lease(entry), admin(service) as stub:
         with model.fly(ORDERS), model.fly(ORDERS):
             flights = [message.row for message in worker.sent if isinstance(message, wire.Submit)]
             worker.say(
-                wire.Stats(step=8, decoding=1, waiting=1, memory_bytes=5000),
+                wire.Stats(step=8, rows=1, waiting=1, memory_bytes=5000),
                 wire.Step(8, [flights[0]], [3], [], [], [], 0.0, 0.1),
             )
             await until(lambda: model.stats.step == 8)
@@ -222,7 +222,7 @@ async def test_server_info_tells_what_runs(service: ScriptedService, workshop: W
             pid=worker.pid,
             rows=1,
             waiting=1,
-            leases=1,
+            leases=2,
             steps=8,
             memory_bytes=5000,
             dtype="float32",

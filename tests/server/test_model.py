@@ -16,7 +16,7 @@ import pytest
 from mlxrpc_server import demo
 from mlxrpc_server.catalog import Entry, ModelConfig
 from mlxrpc_server.engine import wire
-from mlxrpc_server.errors import ModelUnusable, ServerError, Unavailable
+from mlxrpc_server.errors import ModelUnusable, Unavailable
 from mlxrpc_server.flight import Flight, Orders
 from mlxrpc_server.model import Model
 from mlxrpc_server.types import ModelHealth, ModelName, RowId, Sampling
@@ -81,12 +81,18 @@ class Watched:
 
     def __init__(self, spawn: Callable[[], Awaitable[Worker]], load: wire.Load = LOAD, entry: Entry = ENTRY) -> None:
         self.health: asyncio.Queue[ModelHealth] = asyncio.Queue()
-        self.lost: asyncio.Queue[ServerError] = asyncio.Queue()
-        self.model = Model(entry, load, spawn=spawn, health_changed=self.health.put_nowait, failed=self.lost.put_nowait)
+        self.model = Model(entry, load, spawn=spawn, changed=self._changed, retry_seconds=(0.0,))
+
+    def _changed(self) -> None:
+        self.health.put_nowait(self.model.health)
 
     async def replaced(self) -> None:
         assert await self.health.get() is ModelHealth.REPLACING
         assert await self.health.get() is ModelHealth.UP
+
+    async def lost(self) -> None:
+        while await self.health.get() is not ModelHealth.FAILED:
+            pass
 
 
 @contextlib.asynccontextmanager
@@ -118,9 +124,9 @@ def cancelled(worker: fakes.FakeWorker) -> list[int]:
 
 
 async def test_start_loads_reports_and_is_ready() -> None:
-    workers, reports = Workers(wire.Progress("weights", 0.5)), list[str]()
+    workers, reports = Workers(wire.Progress("weights")), list[str]()
     watched = Watched(workers)
-    starting = asyncio.create_task(watched.model.start(lambda stage, _fraction: reports.append(stage)))
+    starting = asyncio.create_task(watched.model.start(reports.append))
     (await workers.number(1)).say(fakes.ready(vocabulary_size=77))
     await starting
     assert reports == ["weights"]
@@ -199,7 +205,7 @@ async def test_flights_that_have_ended_are_not_submitted_again() -> None:
 
 
 async def test_flights_that_come_and_go_during_a_replacement_are_told_to_the_new_worker_once_or_never() -> None:
-    workers = Workers(fakes.ready(), wire.Progress("imports", 0.0))
+    workers = Workers(fakes.ready(), wire.Progress("imports"))
     async with running(workers) as watched:
         workers.spawned[0].die()
         assert await watched.health.get() is ModelHealth.REPLACING
@@ -278,10 +284,10 @@ async def test_no_process_to_be_had_is_unavailable() -> None:
 
 
 async def test_a_start_that_is_given_up_ends_its_worker() -> None:
-    workers = Workers(wire.Progress("imports", 0.0))
+    workers = Workers(wire.Progress("imports"))
     watched = Watched(workers)
     reported = asyncio.Event()
-    starting = asyncio.create_task(watched.model.start(lambda _stage, _fraction: reported.set()))
+    starting = asyncio.create_task(watched.model.start(lambda _stage: reported.set()))
     await reported.wait()
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
@@ -289,22 +295,58 @@ async def test_a_start_that_is_given_up_ends_its_worker() -> None:
 
 
 async def test_a_model_that_cannot_be_replaced_ends_its_flights_and_says_so() -> None:
-    workers = Workers(fakes.ready(), wire.Failed("the disk is gone"))
+    workers = Workers(fakes.ready(), wire.Failed("the disk is gone"), wire.Progress("imports"))
     async with running(workers) as watched:
         with watched.model.fly(orders()) as flight:
             workers.spawned[0].die()
-            assert "the disk is gone" in str(await watched.lost.get())
+            await watched.lost()
             with pytest.raises(Unavailable, match="the disk is gone"):
                 await flight.news()
 
 
 async def test_a_flight_that_comes_behind_the_models_end_is_told_at_once() -> None:
-    workers = Workers(fakes.ready(), wire.Failed("the disk is gone"))
+    workers = Workers(fakes.ready(), wire.Failed("the disk is gone"), wire.Progress("imports"))
     async with running(workers) as watched:
         workers.spawned[0].die()
-        await watched.lost.get()
+        await watched.lost()
         with watched.model.fly(orders()) as flight, pytest.raises(Unavailable, match="the disk is gone"):
             await flight.begun()
+
+
+async def test_a_lost_model_comes_back_when_a_worker_can_be_had_again() -> None:
+    workers = Workers(fakes.ready(), wire.Failed("the disk is full"), wire.Failed("the disk is full"))
+    async with running(workers) as watched:
+        workers.spawned[0].die()
+        await watched.lost()
+        while await watched.health.get() is not ModelHealth.UP:
+            pass
+        with watched.model.fly(orders()) as flight:
+            assert submitted(await workers.number(4))[-1].row == flight.row
+
+
+async def test_requests_wait_while_no_process_can_be_started_for_a_moment() -> None:
+    workers, refusals = Workers(), [BlockingIOError(11, "Resource temporarily unavailable")]
+
+    async def spawn() -> Worker:
+        if workers.spawned and refusals:
+            raise refusals.pop()
+        return await workers()
+
+    async with running(spawn) as watched:
+        with watched.model.fly(orders()) as flight:
+            workers.spawned[0].die()
+            await watched.replaced()
+            assert submitted(await workers.number(2))[-1].row == flight.row
+
+
+async def test_a_step_that_makes_no_sense_costs_the_worker_and_no_request() -> None:
+    workers = Workers()
+    async with running(workers) as watched:
+        with watched.model.fly(orders()) as flight:
+            workers.spawned[0].say(wire.Step(1, [flight.row], [], [], [], [], 0.0, 0.0))
+            await watched.replaced()
+            assert workers.spawned[0].gone
+            assert submitted(workers.spawned[1])[-1].row == flight.row
 
 
 async def test_closing_ends_flights_and_the_worker_and_those_who_come_later() -> None:
@@ -321,7 +363,7 @@ async def test_closing_ends_flights_and_the_worker_and_those_who_come_later() ->
 
 
 async def test_closing_during_a_replacement_ends_both_workers() -> None:
-    workers = Workers(fakes.ready(), wire.Progress("imports", 0.0))
+    workers = Workers(fakes.ready(), wire.Progress("imports"))
     async with running(workers) as watched:
         workers.spawned[0].die()
         assert await watched.health.get() is ModelHealth.REPLACING

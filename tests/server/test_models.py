@@ -72,7 +72,7 @@ async def test_ten_first_leases_at_once_cause_one_load(tmp_path: Path) -> None:
 async def test_everybody_who_waits_for_a_load_hears_of_its_progress(tmp_path: Path) -> None:
     async with house(tmp_path, "a") as one:
         heard: list[str] = []
-        leases = [one.lease("a", report=lambda stage, _fraction: heard.append(stage)) for _ in range(2)]
+        leases = [one.lease("a", report=heard.append) for _ in range(2)]
         for lease in leases:
             await lease.granted()
             await lease.give_back()
@@ -109,18 +109,27 @@ async def test_a_model_is_told_in_its_states(tmp_path: Path) -> None:
         ]
 
 
-async def test_a_failed_load_fails_everybody_who_waits_is_noted_and_is_tried_again(tmp_path: Path) -> None:
+async def test_a_failed_load_fails_everybody_who_waits_and_whoever_comes_soon(tmp_path: Path) -> None:
     async with house(tmp_path, "a") as one:
         one.errors["a"] = ModelUnusable("a", "its weights are missing")
-        for lease in (one.lease("a"), one.lease("a")):
+        for lease in (one.lease("a"), one.lease("a"), one.lease("a")):
             with pytest.raises(ModelUnusable, match="its weights are missing"):
                 await lease.granted()
         status = one.models.status(one.entry("a"))
         assert (status.state, "its weights are missing" in status.reason) == (ModelState.FAILED, True)
+        assert one.count("load a") == 1
+
+
+async def test_the_patient_try_a_failed_model_again_and_bring_it_back_for_all(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as one:
+        one.errors["a"] = ModelUnusable("a", "its weights are missing")
+        with pytest.raises(ModelUnusable):
+            await patiently(one, "a")
         del one.errors["a"]
+        await patiently(one, "a")
         await one.use("a")
         assert one.models.status(one.entry("a")).state is ModelState.LOADED
-        assert [health for _, health in one.health] == [ModelHealth.FAILED, ModelHealth.UP]
+        assert [health for _, health in one.health] == [ModelHealth.UP, ModelHealth.FAILED, ModelHealth.UP]
         assert one.count("load a") == 2
 
 
@@ -368,7 +377,7 @@ async def test_a_model_takes_no_more_requests_than_its_limit(tmp_path: Path) -> 
 
 async def test_unloading_what_is_not_loaded_says_so(tmp_path: Path) -> None:
     async with house(tmp_path, "a") as one:
-        assert await one.models.unload(one.entry("a"), force=False) is False
+        assert await one.models.unload(one.entry("a"), force=False) == 0
 
 
 async def test_unloading_waits_for_those_who_use_it(tmp_path: Path) -> None:
@@ -379,7 +388,7 @@ async def test_unloading_waits_for_those_who_use_it(tmp_path: Path) -> None:
         await turn()
         assert (unloading.done(), one.count("end a")) == (False, 0)
         await lease.give_back()
-        assert await unloading is True
+        assert await unloading == 0
         assert (one.events[-1], one.loaded()) == ("ended a", [])
 
 
@@ -393,7 +402,7 @@ async def test_newcomers_wait_for_an_unload_and_load_anew(tmp_path: Path) -> Non
         await turn()
         assert newcomer.waits
         await lease.give_back()
-        assert await unloading
+        await unloading
         await newcomer.granted()
         assert one.count("load a") == 2
         await newcomer.give_back()
@@ -449,7 +458,7 @@ async def test_a_forced_unload_waits_for_nobody(tmp_path: Path) -> None:
     async with house(tmp_path, "a") as one:
         lease = one.lease("a")
         await lease.granted()
-        assert await one.models.unload(one.entry("a"), force=True) is True
+        assert await one.models.unload(one.entry("a"), force=True) == 0
         assert one.loaded() == []
         await lease.give_back()
         assert one.models.status(one.entry("a")).state is ModelState.AVAILABLE
@@ -468,7 +477,7 @@ async def test_an_unload_that_gives_up_does_not_bring_back_what_another_is_endin
         await asyncio.wait([patient])
         assert one.models.status(entry).state is ModelState.UNLOADING
         one.let_go("end a")
-        assert await forced
+        await forced
         await lease.give_back()
 
 
@@ -482,37 +491,68 @@ async def test_a_model_that_loads_is_unloaded_behind_its_load(tmp_path: Path) ->
         one.let_go("load a")
         await lease.granted()
         await lease.give_back()
-        assert await unloading
+        await unloading
         assert one.events == ["load a", "loaded a", "end a", "ended a"]
 
 
 # The end
 
 
-async def test_a_model_that_is_lost_is_loaded_anew_by_the_next_request(tmp_path: Path) -> None:
+async def test_a_lost_model_has_failed_until_its_worker_is_replaced(tmp_path: Path) -> None:
     async with house(tmp_path, "a") as one:
         lease = one.lease("a")
         model = await lease.granted()
-        model.lose(ModelUnusable("a", "the disk is gone"))
+        model.be(serving=False)
+        model.be(serving=False, lost=Unavailable("ENGINE_DIED", "the disk is gone", 1.0))
         status = one.models.status(one.entry("a"))
         assert (status.state, "the disk is gone" in status.reason) == (ModelState.FAILED, True)
-        again = one.lease("a")
-        assert await again.granted() is not model
+        model.be(serving=True)
+        assert one.models.status(one.entry("a")).state is ModelState.LOADED
+        assert [health for _, health in one.health] == [
+            ModelHealth.UP,
+            ModelHealth.REPLACING,
+            ModelHealth.FAILED,
+            ModelHealth.UP,
+        ]
         await lease.give_back()
-        assert one.models.status(one.entry("a")).leases == 1
-        await again.give_back()
 
 
-async def test_a_lost_model_makes_room(tmp_path: Path) -> None:
+async def test_a_model_that_is_evicted_while_its_worker_is_replaced_is_up_again(tmp_path: Path) -> None:
     async with house(tmp_path, "a", "b", limits=Limits(max_loaded=1)) as one:
-        lease, waits = one.lease("a"), one.lease("b")
+        lease = one.lease("a")
         model = await lease.granted()
-        await turn()
-        assert waits.waits
-        model.lose(ModelUnusable("a", "the disk is gone"))
-        await waits.granted()
-        await waits.give_back()
         await lease.give_back()
+        model.be(serving=False)
+        await one.use("b")
+        assert [health for name, health in one.health if name == "a"][-2:] == [ModelHealth.REPLACING, ModelHealth.UP]
+
+
+async def test_nobody_is_evicted_where_that_would_not_make_room(tmp_path: Path) -> None:
+    sizes = {"small": 2, "held": 8, "large": 9}
+    configs = [
+        ModelConfig(ModelName(name), fakes.model_folder(tmp_path / name, weights=size)) for name, size in sizes.items()
+    ]
+    bytes_of = {str(config.name): Catalog([config]).find("").facts.weights_bytes for config in configs}
+    one = House(Catalog(configs), Limits(memory_budget=bytes_of["small"] + bytes_of["held"], longest_wait=0.05))
+    await one.use("small")
+    lease = one.lease("held")
+    await lease.granted()
+    with pytest.raises(Unavailable, match="waits for room"):
+        await one.use("large")
+    assert one.loaded() == ["held", "small"]
+    await lease.give_back()
+    await one.models.close()
+
+
+async def test_a_forced_unload_gives_up_a_load_that_hangs(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as one:
+        one.hold("load a")
+        lease = one.lease("a")
+        await one.seen("load a")
+        assert await one.models.unload(one.entry("a"), force=True) == 0
+        await asyncio.wait([lease.task])
+        assert unavailable(lease).reason == "MODEL_UNLOADED"
+        assert one.loaded() == []
 
 
 async def test_draining_refuses_who_waits_and_spares_who_runs(tmp_path: Path) -> None:
@@ -543,7 +583,7 @@ async def test_draining_refuses_who_waits_for_an_unload(tmp_path: Path) -> None:
         await asyncio.wait([waits.task])
         assert unavailable(waits).reason == "DRAINING"
         await runs.give_back()
-        assert await unloading
+        await unloading
 
 
 async def test_a_drain_before_a_load_has_begun_refuses_who_waits_for_it(tmp_path: Path) -> None:
@@ -572,7 +612,7 @@ async def test_closing_ends_every_model_and_gives_up_every_load(tmp_path: Path) 
 
 
 async def test_the_process_of_an_evicted_model_is_gone_before_the_next_one_starts() -> None:
-    def make(entry: Entry, _health: object, _lost: object) -> Model:
+    def make(entry: Entry, _changed: object) -> Model:
         path = str(entry.config.source)
         return Model(entry, wire.Load(name=entry.name, path=path, log_format="text", max_rows=4, prefill_tokens=64))
 
@@ -582,7 +622,7 @@ async def test_the_process_of_an_evicted_model_is_gone_before_the_next_one_start
         evicted = model.pid
     assert evicted is not None
 
-    def gone_when_imports_begin(stage: str, _fraction: float) -> None:
+    def gone_when_imports_begin(stage: str) -> None:
         if stage == "imports":
             with pytest.raises(ProcessLookupError):
                 os.kill(evicted, 0)
