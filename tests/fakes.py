@@ -85,8 +85,6 @@ def ready(**facts: Any) -> wire.Ready:
         "batched": True,
         "dtype": "float32",
         "device": "cpu",
-        "mlx_version": "1.2.3",
-        "mlx_lm_version": "4.5.6",
         "parameter_count": 1000,
         "memory_bytes": 4000,
     }

@@ -42,7 +42,8 @@ class Worker:
     @classmethod
     async def spawn(cls, command: Sequence[str] = ()) -> Worker:
         """`command` replaces the engine's own in tests; the two descriptors are its last arguments."""
-        command = command or (sys.executable, "-m", "mlxrpc_server.engine")
+        # -P: what lies in the operator's working directory is not ours to import.
+        command = command or (sys.executable, "-P", "-m", "mlxrpc_server.engine")
         with contextlib.ExitStack() as child_ends, contextlib.ExitStack() as our_ends:
             ours, theirs = socket.socketpair()
             watched, lifeline = os.pipe()
@@ -106,4 +107,12 @@ class Worker:
             if self._process.returncode is None:
                 self._process.kill()
         code = await self._process.wait()
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"exit code {code}" if code >= 0 else f"signal {_name_of(-code)}"
+
+
+def _name_of(number: int) -> str:
+    """Python has no names for the real-time signals."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

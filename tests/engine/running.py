@@ -7,6 +7,7 @@ from typing import Any
 
 from mlxrpc_server.engine.batch import Batch, Outcome, Row
 from mlxrpc_server.engine.kv import for_model
+from mlxrpc_server.engine.room import Room
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
 
@@ -29,17 +30,30 @@ class Run:
     """A batch, and all that its steps told of each row."""
 
     def __init__(
-        self, model: Any, *, max_rows: int = 64, prefill_tokens: int = 2048, clock: Callable[[], float] | None = None
+        self,
+        model: Any,
+        *,
+        max_rows: int = 64,
+        prefill_tokens: int = 2048,
+        kv_bytes: int = 1 << 40,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self.batch = Batch(
-            model, for_model(model), max_rows=max_rows, prefill_tokens=prefill_tokens, clock=clock or HandClock()
-        )
+        kv = for_model(model, Room(max_rows, kv_bytes))
+        self.batch = Batch(model, kv, max_rows=max_rows, prefill_tokens=prefill_tokens, clock=clock or HandClock())
         self.outcomes: list[Outcome] = []
+        self.most_bytes = 0
+        """What keys and values took at most while more than one row was in the layout."""
 
     def step(self, times: int = 1) -> Outcome:
         for _ in range(times):
             self.outcomes.append(self.batch.step())
+            if len(self.outcomes[-1].tokens) > 1:
+                self.most_bytes = max(self.most_bytes, self.batch.nbytes)
         return self.outcomes[-1]
+
+    @property
+    def preempted(self) -> list[int]:
+        return [row for outcome in self.outcomes for row in outcome.preempted]
 
     def to_end(self) -> Run:
         while not self.batch.idle:

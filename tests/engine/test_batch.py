@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrpc_server.engine.batch import Pace
+from mlxrpc_server.engine.kv import Slots, for_model
+from mlxrpc_server.engine.room import COLUMN_STEP
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
 from tests.engine import tiny
@@ -115,13 +118,19 @@ def test_no_more_rows_than_allowed_run_and_the_others_wait_in_order() -> None:
     assert run.batch.idle
 
 
-def test_waiting_and_decoding_rows_are_counted() -> None:
+def test_rows_that_run_are_counted_apart_from_those_that_wait() -> None:
     run = submitted(*(row(number, [number, number]) for number in range(5)), max_rows=2)
-    assert (run.batch.waiting, run.batch.decoding) == (5, 0)
+    assert (run.batch.rows, run.batch.waiting) == (0, 5)
     run.step()
-    assert (run.batch.waiting, run.batch.decoding) == (3, 2)
+    assert (run.batch.rows, run.batch.waiting) == (2, 3)
     run.to_end()
-    assert (run.batch.waiting, run.batch.decoding) == (0, 0)
+    assert (run.batch.rows, run.batch.waiting) == (0, 0)
+
+
+def test_a_row_in_prefill_runs() -> None:
+    run = submitted(row(1, [5] * 200))
+    assert run.step().tokens == []
+    assert (run.batch.rows, run.batch.waiting) == (1, 0)
 
 
 def test_a_row_cancelled_while_it_waits_is_gone_at_the_next_step() -> None:
@@ -150,7 +159,7 @@ def test_a_row_cancelled_while_it_decodes_is_gone_at_the_next_step() -> None:
     outcome = run.step()
     assert outcome.left == [(1, Left.CANCELLED)]
     assert [number for number, _ in outcome.tokens] == [2]
-    assert run.batch.decoding == 1
+    assert run.batch.rows == 1
 
 
 def test_cancelling_a_row_that_nobody_knows_changes_nothing() -> None:
@@ -214,6 +223,14 @@ def test_measures_that_say_nothing_leave_the_pace_as_it_was() -> None:
     assert pace.budget(beside_rows=False) == Pace.UNMEASURED
 
 
+def test_rows_without_a_prefill_say_nothing_about_its_pace() -> None:
+    """Forty of them in no time would let the next chunk take a minute."""
+    run = submitted(*(row(number, [number], max_tokens=9) for number in range(40)), clock=HandClock(tick=1e-6))
+    run.step()
+    run.batch.submit(row(99, [5] * 200))
+    assert run.step().prefilled == [(99, Pace.UNMEASURED)]
+
+
 def test_short_prompts_are_prefilled_in_one_step_until_its_budget_is_spent() -> None:
     outcome = submitted(*(row(number, [number] * 30) for number in range(4))).step()
     assert outcome.prefilled == [(0, 29), (1, 29), (2, 6)]
@@ -273,6 +290,113 @@ def test_the_built_in_model_gives_every_row_of_a_batch_its_solo_tokens() -> None
     run.to_end()
     for one, expected in zip(rows, solo, strict=True):
         assert_same_tokens(one.prompt, one.sampling, expected, run.tokens(one.id))
+
+
+def rows_of_bytes(number: int) -> int:
+    """The room of so many short rows of MODEL."""
+    kv = Slots(MODEL)
+    kv.join(kv.open())
+    return number * kv.nbytes
+
+
+def long_prompt(length: int) -> list[int]:
+    return [(5 * place + length) % tiny.VOCABULARY for place in range(length)]
+
+
+def test_a_row_waits_until_it_finds_room_beside_those_that_run() -> None:
+    run = submitted(row(1, [3, 4], max_tokens=5), row(2, long_prompt(COLUMN_STEP)), kv_bytes=rows_of_bytes(3))
+    run.step()
+    assert (run.batch.rows, run.batch.waiting) == (1, 1)
+    run.to_end()
+    assert run.tokens(2) == alone(MODEL, row(2, long_prompt(COLUMN_STEP)))
+
+
+def test_none_overtakes_a_row_that_waits_for_room() -> None:
+    waiting = row(2, long_prompt(COLUMN_STEP), max_tokens=1)
+    run = submitted(row(1, [3, 4], max_tokens=5), waiting, row(3, [6], max_tokens=1), kv_bytes=rows_of_bytes(3))
+    run.to_end()
+    ended = [number for outcome in run.outcomes for number, _ in outcome.left]
+    assert ended == [1, 2, 3]
+
+
+def test_a_row_alone_runs_in_whatever_room() -> None:
+    one = row(1, long_prompt(COLUMN_STEP - 2), max_tokens=6)
+    run = submitted(one, kv_bytes=1).to_end()
+    assert run.tokens(1) == alone(MODEL, row(1, one.prompt, max_tokens=6))
+    assert run.preempted == []
+
+
+def test_the_youngest_row_goes_back_when_the_oldest_outgrows_their_room() -> None:
+    rows = [row(1, long_prompt(COLUMN_STEP - 4), 9), row(2, [1, 2], 40), row(3, [3, 4], 40)]
+    run = submitted(*rows, kv_bytes=rows_of_bytes(4)).to_end()
+    assert run.preempted == [3]
+    assert run.most_bytes <= rows_of_bytes(4)
+    for one in rows:
+        expected = alone(MODEL, row(one.id, one.prompt, one.max_tokens))
+        JUDGE.check(one.prompt, one.sampling, expected, run.tokens(one.id))
+
+
+def test_a_row_that_went_back_comes_in_again_before_younger_ones() -> None:
+    rows = [row(1, long_prompt(COLUMN_STEP - 4), 9), row(2, [1, 2], 40), row(3, [3, 4], 40), row(4, [5], 1)]
+    run = submitted(*rows, max_rows=3, kv_bytes=rows_of_bytes(4)).to_end()
+    assert run.preempted == [3]
+    again = [number for outcome in run.outcomes[7:] for number, _ in outcome.prefilled]
+    assert again == [3, 4]
+
+
+def test_a_row_in_prefill_goes_back_too_and_may_be_cancelled_there() -> None:
+    run = submitted(row(1, long_prompt(COLUMN_STEP - 2), 9), kv_bytes=rows_of_bytes(2))
+    run.step(4)
+    run.batch.submit(row(2, long_prompt(200)))
+    assert [run.step().prefilled for _ in range(2)] == [[(2, 64)], [(2, 128)]]
+    outcome = run.step()
+    assert (outcome.preempted, outcome.prefilled, run.batch.waiting) == ([2], [], 1)
+    run.batch.cancel(RowId(2))
+    assert run.step().left == [(2, Left.CANCELLED)]
+    assert len(run.to_end().tokens(1)) == 9
+
+
+@settings(max_examples=15)
+@given(
+    lengths=st.lists(st.sampled_from([1, 9, 200, 254, 255, 256, 257, 300]), min_size=2, max_size=5),
+    sampling=samplings,
+    room=st.integers(0, 5),
+    cancelled=st.none() | st.integers(0, 9),
+)
+def test_every_row_gets_its_solo_tokens_however_little_room_there_is(
+    lengths: list[int], sampling: Sampling, room: int, cancelled: int | None
+) -> None:
+    run = Run(MODEL, max_rows=4, kv_bytes=rows_of_bytes(room))
+    for number, length in enumerate(lengths):
+        run.batch.submit(row(number, long_prompt(length), 3 + number, sampling))
+        run.step(number + 1)
+        if number == cancelled:
+            run.batch.cancel(RowId(number))
+    run.to_end()
+    assert run.most_bytes <= rows_of_bytes(room)
+    assert (run.batch.nbytes, run.batch.rows, run.batch.waiting) == (0, 0, 0)
+    for number, length in enumerate(lengths):
+        solo = alone(MODEL, row(number, long_prompt(length), 3 + number, sampling))
+        got = run.tokens(number)
+        JUDGE.check(long_prompt(length), sampling, solo[: len(got)], got)
+        assert len(got) == len(solo) or run.left(number) == [Left.CANCELLED]
+
+
+def test_models_that_cannot_batch_give_way_too() -> None:
+    model = tiny.sliding_window()
+    rows = [row(number, long_prompt(COLUMN_STEP - 4), 40) for number in range(3)]
+    kv = for_model(model)
+    cache = kv.open()
+    model(mx.array([[1]]), cache=cache)
+    kv.join(cache)
+    run = Run(model, kv_bytes=4 * kv.nbytes)
+    for one in rows:
+        run.batch.submit(one)
+    run.to_end()
+    assert run.preempted
+    assert run.most_bytes <= 4 * kv.nbytes
+    for one in rows:
+        Judge(model).check(one.prompt, GREEDY, alone(model, row(one.id, one.prompt, 40)), run.tokens(one.id))
 
 
 @pytest.mark.parametrize("build", [tiny.sliding_window, tiny.recurrent], ids=["sliding window", "recurrent"])

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxrpc_server.engine.kv import COLUMN_STEP, KV, Lanes, Slots, for_model
+from mlxrpc_server.engine.kv import KV, Lanes, Slots, for_model
+from mlxrpc_server.engine.room import COLUMN_STEP, Room
 from tests.engine import tiny
 
 ATTENTION = tiny.attention()
@@ -22,6 +23,10 @@ joins = st.tuples(st.just("join"), prompts)
 leaves = st.tuples(st.just("leave"), st.integers(0, 9))
 steps = st.tuples(st.just("step"), st.integers(0, tiny.VOCABULARY - 1))
 operations = st.lists(st.one_of(joins, leaves, steps), min_size=1, max_size=12)
+
+
+CELL_BYTES = 2 * 2 * 2 * 8 * 4
+"""Of ATTENTION: keys and values of two layers with two heads of eight float32."""
 
 
 class Rows:
@@ -54,6 +59,11 @@ class Rows:
     def append(self, token: int) -> None:
         for place, row in enumerate(self.held):
             row.append((token + 13 * place) % tiny.VOCABULARY)
+
+
+def held(room: Room) -> tuple[Rows, Slots]:
+    kv = Slots(ATTENTION, room)
+    return Rows(ATTENTION, kv), kv
 
 
 def run(rows: Rows, script: Sequence[tuple[str, Any]]) -> float:
@@ -119,6 +129,72 @@ def test_a_long_prompt_joins_short_rows() -> None:
     rows.append(9)
     rows.join([token % tiny.VOCABULARY for token in range(COLUMN_STEP + 30)])
     assert rows.step() < 1e-4
+
+
+def test_room_is_given_back_when_the_longest_row_leaves() -> None:
+    rows, kv = held(Room(rows=8, bytes=1 << 30))
+    for prompt in ([1, 2], [token % tiny.VOCABULARY for token in range(4 * COLUMN_STEP)], [3, 4]):
+        rows.join(prompt)
+    assert rows.step() < 1e-4
+    rows.append(5)
+    before = kv.nbytes
+    rows.leave(1)
+    assert rows.step() < 1e-4
+    assert kv.nbytes == before // 4
+    rows.append(6)
+    assert rows.step() < 1e-4
+
+
+def test_room_is_given_back_when_most_rows_leave() -> None:
+    rows, kv = held(Room(rows=8, bytes=1 << 30))
+    for number in range(8):
+        rows.join([number, 1])
+    before = kv.nbytes
+    for _ in range(7):
+        rows.leave(0)
+    assert rows.step() < 1e-4
+    assert kv.nbytes == before // 8
+
+
+def test_all_room_is_given_back_when_all_rows_have_left() -> None:
+    active = mx.get_active_memory()
+    rows, kv = held(Room(rows=8, bytes=1 << 30))
+    for prompt in ([1, 2], [token % tiny.VOCABULARY for token in range(COLUMN_STEP)]):
+        rows.join(prompt)
+    rows.step()
+    assert mx.get_active_memory() >= active + kv.nbytes
+    rows.leave(0)
+    rows.leave(0)
+    assert kv.nbytes == 0
+    assert mx.get_active_memory() < active + CELL_BYTES * COLUMN_STEP
+
+
+def test_the_layout_takes_the_bytes_that_it_tells() -> None:
+    rows, kv = held(Room(rows=8, bytes=1 << 30))
+    rows.join([1, 2])
+    rows.join([1] * (COLUMN_STEP + 1))
+    assert kv.nbytes == 2 * 2 * COLUMN_STEP * CELL_BYTES
+
+
+@pytest.mark.parametrize("model", [ATTENTION, SLIDING_WINDOW, RECURRENT], ids=["slots", "sliding window", "recurrent"])
+def test_what_fits_is_told_before_it_is_there(model: Any) -> None:
+    """Rows of so many tokens take no more than they were let in for; without any bytes one alone still fits."""
+    kv = for_model(model, Room(rows=8, bytes=0))
+    assert kv.fits([])
+    assert kv.fits([10_000])
+    assert not kv.fits([1, 1])
+    rows = Rows(model, kv)
+    for prompt in ([1] * (COLUMN_STEP + 5), [2, 3]):
+        rows.join(prompt)
+    rows.step()
+    assert for_model(model, Room(rows=8, bytes=kv.nbytes)).fits([COLUMN_STEP + 5, 2])
+
+
+def test_states_that_do_not_grow_are_priced_as_such() -> None:
+    rows = Rows(RECURRENT, kv := for_model(RECURRENT))
+    rows.join([1, 2, 3])
+    rows.join([1, 2, 3])
+    assert for_model(RECURRENT, Room(rows=8, bytes=kv.nbytes)).fits([100_000, 100_000])
 
 
 def test_many_rows_find_room() -> None:

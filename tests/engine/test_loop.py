@@ -107,12 +107,12 @@ def test_a_cancel_in_the_inbox_of_its_submit_leaves_without_a_token() -> None:
 def test_it_tells_its_stats_when_it_falls_idle() -> None:
     line = run([submit(1, [3], max_tokens=3)], [], [])
     last = line.stats[-1]
-    assert (last.step, last.decoding, last.waiting) == (3, 0, 0)
+    assert (last.step, last.rows, last.waiting) == (3, 0, 0)
 
 
 def test_while_it_is_busy_it_tells_its_stats_about_once_a_second() -> None:
     line = run([submit(1, [3], max_tokens=9)], *([[]] * 8), clock=HandClock(tick=STATS_EVERY / 4))
-    busy = [stats.step for stats in line.stats if stats.decoding]
+    busy = [stats.step for stats in line.stats if stats.rows]
     assert busy == [1, 5]
 
 

@@ -77,8 +77,9 @@ def noise_bits(seed: int, position: int, token: int) -> int:
 
 
 def plain_noise(seed: int, position: int, token: int) -> float:
-    uniform = (noise_bits(seed, position, token) + 0.5) / 2**32
-    return float(-np.log(-np.log1p(-uniform)))
+    """In float32 up to the uniform number, whose rounding shows where it is nearly 1."""
+    uniform = (np.float32(noise_bits(seed, position, token)) + np.float32(0.5)) * np.float32(2**-32)
+    return float(-np.log(-np.log1p(-min(float(uniform), 1 - 2**-24))))
 
 
 def noise(seed: int, position: int, width: int) -> Any:

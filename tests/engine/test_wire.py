@@ -23,14 +23,12 @@ DOWN: list[wire.Message] = [
     wire.Shutdown(),
 ]
 UP: list[wire.Message] = [
-    wire.Progress("weights", 0.5),
+    wire.Progress("weights"),
     wire.Ready(
         vocabulary_size=9,
         batched=True,
         dtype="float32",
         device="cpu",
-        mlx_version="1",
-        mlx_lm_version="2",
         parameter_count=2**40,
         memory_bytes=3,
     ),
@@ -44,7 +42,7 @@ UP: list[wire.Message] = [
         prefill_seconds=0.25,
         seconds=0.5,
     ),
-    wire.Stats(step=1, decoding=2, waiting=3, memory_bytes=4),
+    wire.Stats(step=1, rows=2, waiting=3, memory_bytes=4),
     wire.Failed("여기까지 😀"),
 ]
 

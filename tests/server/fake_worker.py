@@ -20,8 +20,6 @@ READY = wire.Ready(
     batched=True,
     dtype="float32",
     device="cpu",
-    mlx_version="",
-    mlx_lm_version="",
     parameter_count=0,
     memory_bytes=0,
 )
@@ -50,7 +48,7 @@ def load(how: str, connection: socket.socket) -> None:
         case "steps before it is ready":
             say(connection, step(RowId(1), 5))
         case "says all at once":
-            say(connection, wire.Progress("a", 0.1), wire.Progress("b", 0.2), READY)
+            say(connection, wire.Progress("a"), wire.Progress("b"), READY)
         case _:
             say(connection, READY)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -42,6 +44,23 @@ async def main():
             case wire.Step():
                 print(worker.pid, flush=True)
                 await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+# Starts a worker and says what it hears first.
+SPAWNER = """
+import asyncio
+from mlxrpc_server.engine import wire
+from mlxrpc_server.worker import Worker
+
+async def main():
+    worker = await Worker.spawn()
+    worker.send(wire.Load(name="m", path="/no/model", log_format="json", max_rows=8, prefill_tokens=64))
+    async for message in worker.messages():
+        print(message)
+        break
+    await worker.end()
 
 asyncio.run(main())
 """
@@ -143,13 +162,41 @@ def test_a_busy_worker_dies_with_its_parent() -> None:
     assert parent.returncode == -signal.SIGKILL
 
 
+def test_what_lies_in_the_working_directory_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('this is not the package')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(place).resolve()) for place in sys.path)}
+    command = [sys.executable, "-P", "-c", SPAWNER]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == f"{wire.Progress('imports')}\n", done.stderr
+
+
+def test_a_worker_that_fails_says_whose_it_was_and_why() -> None:
+    ours, theirs = socket.socketpair()
+    watched, lifeline = os.pipe()
+    command = [sys.executable, "-m", "mlxrpc_server.engine", str(theirs.fileno()), str(watched)]
+    fds = (theirs.fileno(), watched)
+    with ours, theirs, subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE, text=True) as process:
+        ours.sendall(wire.encode(wire.Load("of mine", str(demo.source()), "json", max_rows=8, prefill_tokens=64)))
+        ours.recv(1 << 18)
+        ours.sendall(b"\x02\x00\x00\x00no")
+        assert process.stderr is not None
+        told = json.loads(process.stderr.read().splitlines()[-1])
+        os.close(watched)
+        os.close(lifeline)
+    assert process.returncode == 1
+    assert (told["worker"], told["level"]) == ("of mine", "error")
+    assert "ValueError: a frame of 2 bytes is no message" in told["exception"]
+
+
 async def test_what_it_says_arrives_in_order_and_may_be_left_and_taken_up_again() -> None:
     worker = await Worker.spawn(command("says all at once"))
     worker.send(LOAD)
     async for first in worker.messages():
-        assert first == wire.Progress("a", 0.1)
+        assert first == wire.Progress("a")
         break
-    assert await until_ready(worker) == [wire.Progress("b", 0.2), READY]
+    assert await until_ready(worker) == [wire.Progress("b"), READY]
     await worker.end()
 
 

@@ -6,7 +6,6 @@ Single-threaded but for a watchdog: receive, step, reply. It serves one model un
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import logging
 import os
 import select
@@ -65,6 +64,9 @@ def main(socket_fd: int, lifeline_fd: int) -> None:
         _serve(channel, load)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         log.info("the server is gone; ending")
+    except Exception:
+        log.exception("the worker fails; ending")
+        sys.exit(1)
 
 
 def _end_with_parent(lifeline_fd: int) -> None:
@@ -100,22 +102,24 @@ def _first(channel: Channel) -> wire.Load:
 
 def _serve(channel: Channel, load: wire.Load) -> None:
     # Here and not at the top: these take two seconds, and the watchdog must stand before them.
-    channel.send(wire.Progress("imports", 0.0))
+    channel.send(wire.Progress("imports"))
     import mlx.core as mx
 
-    from mlxrpc_server.engine import blas
+    from mlxrpc_server.engine import blas, device
     from mlxrpc_server.engine.batch import Batch
     from mlxrpc_server.engine.load import CannotLoad
     from mlxrpc_server.engine.load import load as load_model
     from mlxrpc_server.engine.loop import Loop
+    from mlxrpc_server.engine.room import SHARE, Room
 
     blas_name = ""
     if mx.default_device() == mx.Device(mx.cpu):
         blas_name = blas.install()
         # Each compiled function costs seconds of g++ there, and saves nothing that can be measured.
         mx.disable_compile()
+    room = Room(rows=load.max_rows, bytes=load.kv_bytes or int(SHARE * device.memory_bytes()))
     try:
-        loaded = load_model(Path(load.path), lambda stage, done: channel.send(wire.Progress(stage, done)))
+        loaded = load_model(Path(load.path), lambda stage: channel.send(wire.Progress(stage)), room)
     except CannotLoad as error:
         channel.send(wire.Failed(str(error)))
         return
@@ -132,8 +136,6 @@ def _serve(channel: Channel, load: wire.Load) -> None:
             batched=loaded.batched,
             dtype=str(loaded.dtype).removeprefix("mlx.core."),
             device=mx.default_device().type.name,
-            mlx_version=importlib.metadata.version("mlx"),
-            mlx_lm_version=importlib.metadata.version("mlx-lm"),
             parameter_count=loaded.parameter_count,
             memory_bytes=mx.get_active_memory(),
             blas=blas_name,

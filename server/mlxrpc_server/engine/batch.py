@@ -1,8 +1,9 @@
 """The rows that are being generated, and the step that takes all of them one token further.
 
 Rows join and leave between steps: a waiting row is prefilled in chunks beside the ones that decode, joins them
-behind its last prompt token, and leaves at a stop token, at its limit, or when cancelled. Knows token ids and
-what the model, the KV and the sampler do with them; no text, no sockets.
+behind its last prompt token, and leaves at a stop token, at its limit, or when cancelled. All of them run in their
+order of arrival; where memory grows short, the youngest goes back to the queue. Knows token ids and what the model,
+the KV and the sampler do with them; no text, no sockets.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Row:
     """Its own during prefill; then the KV has it."""
     cached: int = 0
     """Tokens of the context that the cache holds during prefill."""
+    arrival: int = 0
+    """Its place among all rows that were submitted, for good."""
 
     @property
     def length(self) -> int:
@@ -72,6 +75,8 @@ class Outcome:
     tokens: list[tuple[RowId, int]] = field(default_factory=list)
     left: list[tuple[RowId, Left]] = field(default_factory=list)
     prefilled: list[tuple[RowId, int]] = field(default_factory=list)
+    preempted: list[RowId] = field(default_factory=list)
+    """Rows that went back to the queue, for want of memory."""
     prefill_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -118,6 +123,7 @@ class Batch:
         self._decoding: list[Row] = []
         self._draws: Draws | None = None
         self._left: list[tuple[RowId, Left]] = []
+        self._arrivals = 0
         self.steps = 0
 
     @property
@@ -125,15 +131,22 @@ class Batch:
         return not (self._waiting or self._prefilling or self._decoding or self._left)
 
     @property
-    def waiting(self) -> int:
-        """Rows that have no token yet."""
-        return len(self._waiting) + len(self._prefilling)
+    def rows(self) -> int:
+        """Those that run: in prefill, or decoding."""
+        return len(self._prefilling) + len(self._decoding)
 
     @property
-    def decoding(self) -> int:
-        return len(self._decoding)
+    def waiting(self) -> int:
+        """Rows that have not begun, or have to begin again."""
+        return len(self._waiting)
+
+    @property
+    def nbytes(self) -> int:
+        """What the decoding rows' keys and values take."""
+        return self._kv.nbytes
 
     def submit(self, row: Row) -> None:
+        row.arrival = self._arrivals = self._arrivals + 1
         if (ended := row.ended()) is not None:
             self._left.append((row.id, ended))
         else:
@@ -152,39 +165,65 @@ class Batch:
         self.steps += 1
         outcome = Outcome(self.steps)
         outcome.left, self._left = self._left, []
+        self._give_way(outcome)
+        self._admit()
         self._prefill(outcome)
         self._decode(outcome)
         outcome.seconds = self._clock() - begun
         return outcome
 
+    def _give_way(self, outcome: Outcome) -> None:
+        """Before the rows outgrow their room, the youngest goes back: all that waits is younger, so it waits in front.
+
+        The oldest never goes back: there is always one that comes to its end.
+        """
+        while not self._kv.fits([row.length for row in self._running]):
+            youngest = max(self._running, key=lambda row: row.arrival)
+            self._take_out(youngest)
+            youngest.cache, youngest.cached = [], 0
+            self._waiting.appendleft(youngest)
+            outcome.preempted.append(youngest.id)
+
+    def _admit(self) -> None:
+        """In order, even where a later row would find room: else a long one would wait for ever."""
+        while self._waiting and self.rows < self._max_rows and self._fits_beside(self._waiting[0]):
+            row = self._waiting.popleft()
+            row.cache = self._kv.open()
+            self._prefilling.append(row)
+
+    def _fits_beside(self, row: Row) -> bool:
+        """With a token more for each: none is to come in and go at once."""
+        return self._kv.fits([one.length + 1 for one in (*self._running, row)])
+
+    @property
+    def _running(self) -> list[Row]:
+        return self._decoding + self._prefilling
+
     def _prefill(self, outcome: Outcome) -> None:
         """Feeds prompts in their order of arrival, as many tokens as the step's budget allows."""
         begun = self._clock()
-        self._admit()
-        budget = left = self._pace.budget(beside_rows=bool(self._decoding))
+        left = self._pace.budget(beside_rows=bool(self._decoding))
+        fed = 0
         while self._prefilling and left > 0:
             row = self._prefilling[0]
-            left -= self._prefill_chunk(row, left)
+            chunk = self._prefill_chunk(row, left)
+            fed += chunk
+            left -= max(1, chunk)
             outcome.prefilled.append((row.id, row.cached))
             if row.to_prefill == 0:
                 self._join(self._prefilling.pop(0))
         if outcome.prefilled:
             outcome.prefill_seconds = self._clock() - begun
-            self._pace.measured(budget - left, outcome.prefill_seconds)
-
-    def _admit(self) -> None:
-        while self._waiting and len(self._prefilling) + len(self._decoding) < self._max_rows:
-            row = self._waiting.popleft()
-            row.cache = self._kv.open()
-            self._prefilling.append(row)
+            self._pace.measured(fed, outcome.prefill_seconds)
 
     def _prefill_chunk(self, row: Row, budget: int) -> int:
+        """Gives the number of tokens fed: none for a row of one token, which is decoding's."""
         chunk = row.context(row.cached, row.cached + min(budget, row.to_prefill))
         if chunk:
             self._model(mx.array([chunk]), cache=row.cache)
             mx.eval([cache.state for cache in row.cache])
             row.cached += len(chunk)
-        return max(1, len(chunk))
+        return len(chunk)
 
     def _join(self, row: Row) -> None:
         self._kv.join(row.cache)
@@ -218,13 +257,16 @@ class Batch:
         self._draws = None
 
     def _forget(self, id: RowId) -> bool:
-        for row in self._decoding:
+        for row in (*self._running, *self._waiting):
             if row.id == id:
-                self._leave(row)
+                self._take_out(row)
                 return True
-        for rows in (self._prefilling, self._waiting):
-            for row in rows:
-                if row.id == id:
-                    rows.remove(row)
-                    return True
         return False
+
+    def _take_out(self, row: Row) -> None:
+        if row in self._decoding:
+            self._leave(row)
+        elif row in self._prefilling:
+            self._prefilling.remove(row)
+        else:
+            self._waiting.remove(row)

@@ -7,21 +7,27 @@ order: a join appends, a leave moves the last row into the gap. They know tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
+
+from mlxrpc_server.engine.room import EMPTY, UNBOUNDED, Room, Shape, stepped
 
 Forward = Callable[..., mx.array]
 """A model of mlx-lm: (tokens [rows, n], cache=list) -> logits [rows, n, vocabulary]."""
 
-COLUMN_STEP = 256
-"""Rows grow by multiples of this, as mlx-lm's own cache does."""
-
 
 class KV(Protocol):
     """What the batch needs of either."""
+
+    @property
+    def nbytes(self) -> int:
+        """What the rows take as they are laid out now."""
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Whether rows of these lengths, and no others, would find room together."""
 
     def open(self) -> list[Any]:
         """An empty cache for one row's prefill."""
@@ -34,25 +40,43 @@ class KV(Protocol):
         """Feeds each row its token; gives the logits behind it, [rows, vocabulary]."""
 
 
-def for_model(model: Any) -> KV:
+def for_model(model: Any, room: Room = UNBOUNDED) -> KV:
     """Slots where every layer keeps plain keys and values, else Lanes."""
-    plain = all(type(cache) is KVCache for cache in make_prompt_cache(model))
-    return Slots(model) if plain else Lanes(model)
+    plain = all(type(cache) is KVCache and cache.keys is not None for cache in _sample(model))
+    return Slots(model, room) if plain else Lanes(model, room)
+
+
+def _sample(model: Any) -> list[Any]:
+    """A row's caches behind its first token. Nothing evaluates them: they tell shapes."""
+    cache = make_prompt_cache(model)
+    model(mx.array([[0]]), cache=cache)
+    return cache
 
 
 class Slots:
     """Rows side by side in preallocated arrays, each with its own length."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, room: Room = UNBOUNDED) -> None:
         self._model = model
+        self._room = room
         self._lengths: list[int] = []
-        self._layers = [_Layer() for _ in make_prompt_cache(model)]
+        self._layers = [_Layer(cache.keys, cache.values) for cache in _sample(model)]
+        self._cell_bytes = sum(layer.cell_bytes for layer in self._layers)
+        self._shape = EMPTY
+
+    @property
+    def nbytes(self) -> int:
+        return self._shape.cells * self._cell_bytes
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        return self._room.fits(lengths, self._cell_bytes)
 
     def open(self) -> list[Any]:
         return make_prompt_cache(self._model)
 
     def join(self, cache: list[Any]) -> None:
         row, length = len(self._lengths), cache[0].offset
+        self._make_room([*self._lengths, length])
         for layer, prefilled in zip(self._layers, cache, strict=True):
             if length:
                 layer.write_row(row, prefilled.keys[:, :, :length], prefilled.values[:, :, :length])
@@ -60,21 +84,34 @@ class Slots:
 
     def leave(self, index: int) -> None:
         last = len(self._lengths) - 1
-        for layer in self._layers:
-            if not last:
-                layer.clear()
-            elif index != last and self._lengths[last]:
+        if not last:
+            self._resize(EMPTY)
+        elif index != last and self._lengths[last]:
+            for layer in self._layers:
                 layer.move_row(last, index, self._lengths[last])
         self._lengths[index] = self._lengths[last]
         self._lengths.pop()
 
     def decode(self, tokens: Sequence[int]) -> mx.array:
+        self._make_room(self._lengths)
         places = _Places(self._lengths)
         for layer in self._layers:
             layer.places = places
         logits: mx.array = self._model(mx.array(list(tokens))[:, None], cache=self._layers)
         self._lengths = [length + 1 for length in self._lengths]
         return logits[:, -1]
+
+    def _make_room(self, lengths: Sequence[int]) -> None:
+        """For one more token in each row; gives back what is far more than they need."""
+        shape = self._room.shape(self._shape, [length + 1 for length in lengths], self._cell_bytes)
+        if shape != self._shape:
+            self._resize(shape)
+
+    def _resize(self, shape: Shape) -> None:
+        kept = Shape(min(len(self._lengths), shape.rows), min(max(self._lengths, default=0), shape.columns))
+        for layer in self._layers:
+            layer.resize(shape, kept)
+        self._shape = shape
 
 
 class _Places:
@@ -103,12 +140,14 @@ class _Layer:
 
     places: _Places
 
-    def __init__(self) -> None:
-        self.clear()
+    def __init__(self, like_keys: mx.array, like_values: mx.array) -> None:
+        self._keys = _resized(like_keys, EMPTY, EMPTY)
+        self._values = _resized(like_values, EMPTY, EMPTY)
 
-    def clear(self) -> None:
-        self._keys: mx.array | None = None
-        self._values: mx.array | None = None
+    @property
+    def cell_bytes(self) -> int:
+        """Of one token of one row."""
+        return sum(one.shape[1] * one.shape[3] * one.itemsize for one in (self._keys, self._values))
 
     @property
     def offset(self) -> mx.array:
@@ -121,50 +160,54 @@ class _Layer:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         places = self.places
-        stored_keys, stored_values = self._reserve(places.rows, places.width, keys, values)
-        stored_keys[places.row_index, :, places.offsets] = keys[:, :, 0]
-        stored_values[places.row_index, :, places.offsets] = values[:, :, 0]
+        self._keys[places.row_index, :, places.offsets] = keys[:, :, 0]
+        self._values[places.row_index, :, places.offsets] = values[:, :, 0]
         return (
-            stored_keys[: places.rows, :, : places.width],
-            stored_values[: places.rows, :, : places.width],
+            self._keys[: places.rows, :, : places.width],
+            self._values[: places.rows, :, : places.width],
         )
 
     def write_row(self, row: int, keys: mx.array, values: mx.array) -> None:
         length = keys.shape[2]
-        stored_keys, stored_values = self._reserve(row + 1, length, keys, values)
-        stored_keys[row : row + 1, :, :length] = keys
-        stored_values[row : row + 1, :, :length] = values
+        self._keys[row : row + 1, :, :length] = keys
+        self._values[row : row + 1, :, :length] = values
 
     def move_row(self, source: int, target: int, length: int) -> None:
         for stored in (self._keys, self._values):
-            if stored is not None:
-                stored[target : target + 1, :, :length] = stored[source : source + 1, :, :length]
+            stored[target : target + 1, :, :length] = stored[source : source + 1, :, :length]
 
-    def _reserve(self, rows: int, columns: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self._keys = _grown(self._keys, rows, columns, keys)
-        self._values = _grown(self._values, rows, columns, values)
-        return self._keys, self._values
+    def resize(self, shape: Shape, kept: Shape) -> None:
+        self._keys = _resized(self._keys, shape, kept)
+        self._values = _resized(self._values, shape, kept)
 
 
-def _grown(stored: mx.array | None, rows: int, columns: int, like: mx.array) -> mx.array:
-    """`stored` with room for so many rows and columns. Rows double, so that joins rarely copy."""
-    held_rows, held_columns = (stored.shape[0], stored.shape[2]) if stored is not None else (0, 0)
-    if stored is not None and rows <= held_rows and columns <= held_columns:
-        return stored
-    rows = held_rows if rows <= held_rows else max(rows, 2 * held_rows)
-    columns = max(held_columns, -(-columns // COLUMN_STEP) * COLUMN_STEP)
-    grown = mx.zeros((rows, like.shape[1], columns, like.shape[3]), like.dtype)
-    if stored is not None:
-        grown[:held_rows, :, :held_columns] = stored
-    return grown
+def _resized(stored: mx.array, shape: Shape, kept: Shape) -> mx.array:
+    """A copy, also where it is smaller: a slice would keep all of the old array alive."""
+    sized = mx.zeros((shape.rows, stored.shape[1], shape.columns, stored.shape[3]), stored.dtype)
+    if kept.cells:
+        rows, columns = kept
+        sized[:rows, :, :columns] = stored[:rows, :, :columns]
+    return sized
 
 
 class Lanes:
     """Each row in a cache of mlx-lm's own, decoded one after another: right for every model, batched for none."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, room: Room = UNBOUNDED) -> None:
         self._model = model
+        self._room = room
         self._rows: list[list[Any]] = []
+        self._prices = [_price(cache) for cache in _flat(_sample(model))]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(cache.nbytes for row in self._rows for cache in row)
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        return len(lengths) <= 1 or sum(map(self._bytes, lengths)) <= self._room.bytes
+
+    def _bytes(self, length: int) -> float:
+        return sum(price.of(length) for price in self._prices)
 
     def open(self) -> list[Any]:
         return make_prompt_cache(self._model)
@@ -182,3 +225,32 @@ class Lanes:
             for token, cache in zip(tokens, self._rows, strict=True)
         ]
         return mx.concatenate(passes)
+
+
+class _Price(NamedTuple):
+    """What one cache of a lane takes."""
+
+    fixed: int
+    column: float = 0.0
+    most_columns: float = float("inf")
+
+    def of(self, length: int) -> float:
+        return self.fixed + self.column * min(stepped(length), self.most_columns)
+
+
+def _price(cache: Any) -> _Price:
+    """By what it took for its first token: a state stays as it is, keys and values grow, some of them to an end."""
+    keys = getattr(cache, "keys", None)
+    if keys is None:
+        return _Price(cache.nbytes)
+    columns = (keys if isinstance(keys, mx.array) else keys[0]).shape[2]
+    most = getattr(cache, "max_size", None) or getattr(cache, "chunk_size", None)
+    return _Price(0, cache.nbytes / columns, float("inf") if most is None else most)
+
+
+def _flat(caches: Sequence[Any]) -> Iterator[Any]:
+    for cache in caches:
+        if isinstance(cache, CacheList):
+            yield from _flat(cache.caches)
+        else:
+            yield cache

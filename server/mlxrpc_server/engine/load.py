@@ -17,13 +17,14 @@ from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
 
 from mlxrpc_server.engine.kv import KV, Lanes, for_model
+from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[str, float], None]
-"""Told of each stage and the fraction of the whole load that is behind it."""
+Report = Callable[[str], None]
+"""Told of each stage."""
 
 TOLERANCE = {mx.float32: 1e-3, mx.float16: 2e-2, mx.bfloat16: 8e-2}
 """How far a row's logits may differ between alone and in a batch, as a part of the largest logit."""
@@ -48,28 +49,28 @@ class Loaded:
         return not isinstance(self.kv, Lanes)
 
 
-def load(path: Path, report: Report) -> Loaded:
+def load(path: Path, report: Report, room: Room = UNBOUNDED) -> Loaded:
     """Raises CannotLoad, and nothing else: whoever waits for the model is told the cause."""
-    report("config", 0.0)
+    report("config")
     _check_config(path)
     try:
-        return _loaded(path, report)
+        return _loaded(path, report, room)
     except CannotLoad:
         raise
     except Exception as error:  # whatever mlx-lm, a model's own code and MLX raise on files that they did not expect
         raise CannotLoad(f"{type(error).__name__}: {error}") from error
 
 
-def _loaded(path: Path, report: Report) -> Loaded:
-    report("weights", 0.1)
+def _loaded(path: Path, report: Report, room: Room) -> Loaded:
+    report("weights")
     model, _config = mlx_lm_utils.load_model(path, lazy=True)
     model.eval()
-    report("memory", 0.3)
+    report("memory")
     dtype = _settle(model)
-    report("warm-up", 0.7)
-    probe = _probe_tokens(model)
-    kv = proven(model, probe, dtype)
-    report("ready", 1.0)
+    report("warm-up")
+    probe = _probe_tokens()
+    kv = proven(model, probe, dtype, room)
+    report("ready")
     return Loaded(
         model=model,
         kv=kv,
@@ -111,7 +112,7 @@ def _arrays(model: Any) -> list[mx.array]:
     return [value for value in values if isinstance(value, mx.array)]
 
 
-def _probe_tokens(model: Any) -> list[list[int]]:
+def _probe_tokens() -> list[list[int]]:
     """Four short rows of different lengths, from ids that every vocabulary has."""
     return [[(7 * row + 3 * place) % 64 for place in range(length)] for row, length in enumerate(PROBE_LENGTHS)]
 
@@ -120,12 +121,12 @@ def _logits_width(model: Any, tokens: list[int]) -> int:
     return int(model(mx.array([tokens])).shape[-1])
 
 
-def proven(model: Any, probe: list[list[int]], dtype: mx.Dtype) -> KV:
+def proven(model: Any, probe: list[list[int]], dtype: mx.Dtype, room: Room = UNBOUNDED) -> KV:
     """The model's KV, if rows in it give what they give alone; else lanes, which cannot fail at that.
 
     It is also the warm-up: it compiles the kernels of prefill, decoding and sampling.
     """
-    kv = for_model(model)
+    kv = for_model(model, room)
     alone = [_last_logits(model, tokens) for tokens in probe]
     if not all(bool(mx.isfinite(logits).all()) for logits in alone):
         raise CannotLoad("its logits are not finite numbers")
@@ -137,11 +138,11 @@ def proven(model: Any, probe: list[list[int]], dtype: mx.Dtype) -> KV:
             raise
         # What a model's own code raises on rows of different lengths, it does not raise on one.
         log.warning("the model takes no batches: its rows run one after another", exc_info=True)
-        return Lanes(model)
+        return Lanes(model, room)
     if isinstance(kv, Lanes) or _agree(alone, together, TOLERANCE[dtype]):
         return kv
     log.warning("the model gives other logits in a batch than alone: its rows run one after another")
-    return Lanes(model)
+    return Lanes(model, room)
 
 
 def _last_logits(model: Any, tokens: list[int]) -> mx.array:
@@ -164,7 +165,8 @@ def _batched_logits(model: Any, kv: KV, probe: list[list[int]]) -> mx.array:
 def _agree(alone: list[mx.array], together: mx.array, tolerance: float) -> bool:
     for solo, batched in zip(alone, together, strict=True):
         scale = float(mx.abs(solo).max())
-        if float(mx.abs(solo - batched).max()) > tolerance * max(scale, 1e-6):
+        # Not "above it": a difference that is no number is neither above nor within.
+        if not float(mx.abs(solo - batched).max()) <= tolerance * max(scale, 1e-6):
             return False
     return True
 

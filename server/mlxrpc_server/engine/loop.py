@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -9,6 +10,8 @@ import mlx.core as mx
 
 from mlxrpc_server.engine import wire
 from mlxrpc_server.engine.batch import Batch, Outcome, Row
+
+log = logging.getLogger(__name__)
 
 STATS_EVERY = 1.0
 
@@ -67,7 +70,11 @@ class Loop:
 
     def _step(self) -> None:
         if not self._batch.idle:
-            self._line.send(_told(self._batch.step()))
+            outcome = self._batch.step()
+            self._line.send(_told(outcome))
+            if outcome.preempted:
+                facts = {"rows": outcome.preempted, "beside": self._batch.rows, "kv_bytes": self._batch.nbytes}
+                log.info("rows went back to the queue for want of memory", extra=facts)
 
     def _tell_stats(self) -> None:
         now = self._clock()
@@ -79,7 +86,7 @@ class Loop:
         self._line.send(
             wire.Stats(
                 step=self._batch.steps,
-                decoding=self._batch.decoding,
+                rows=self._batch.rows,
                 waiting=self._batch.waiting,
                 memory_bytes=mx.get_active_memory(),
             )

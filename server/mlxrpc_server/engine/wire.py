@@ -34,6 +34,8 @@ class Load(Message, frozen=True):
     max_rows: int
     prefill_tokens: int
     """The most prompt tokens that one step prefills."""
+    kv_bytes: int = 0
+    """For the rows' keys and values; 0 for a share of the device's memory. One row alone always runs."""
 
 
 class Submit(Message, frozen=True):
@@ -60,10 +62,9 @@ Down = Load | Submit | Cancel | Shutdown
 
 
 class Progress(Message, frozen=True):
-    """How far the load has come; `fraction` is of the whole load."""
+    """The load has come to this stage."""
 
     stage: str
-    fraction: float
 
 
 class Ready(Message, frozen=True):
@@ -75,8 +76,6 @@ class Ready(Message, frozen=True):
     """False where rows run one after another because the model's caches cannot be batched."""
     dtype: str
     device: str
-    mlx_version: str
-    mlx_lm_version: str
     parameter_count: int
     memory_bytes: int
     blas: str = ""
@@ -112,8 +111,10 @@ class Stats(Message, frozen=True):
     """What the worker holds, sent when it changes to idle and about once a second while it is not."""
 
     step: int
-    decoding: int
+    rows: int
+    """Those that run: in prefill, or decoding."""
     waiting: int
+    """Those that have not begun."""
     memory_bytes: int
 
 
