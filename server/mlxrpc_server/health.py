@@ -1,67 +1,88 @@
 """What balancers are told. "" is liveness, the service's name is readiness, and below it stands one name a model.
 
-The standard servicer answers; this decides what, in the order in which things happened.
+The standard health service, of our own making: the library's holds a lock while it writes to a watcher, so that one
+watcher who does not read would keep every change from all the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
-from grpc_health.v1 import health, health_pb2
+import grpc
+from grpc_health.v1 import health_pb2 as pb
+from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from mlxrpc_server.types import ModelHealth, ModelName
 
 READINESS = "mlxrpc.v1.InferenceService"
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Health:
+class Health(HealthServicer):
     """Not ready until every one of `awaited` was loaded, nor while each known model has failed."""
 
     def __init__(self, models: Iterable[ModelName], awaited: Iterable[ModelName]) -> None:
-        self.servicer = health.aio.HealthServicer()
         self._models = dict.fromkeys(models, ModelHealth.UP)
         self._awaited = set(awaited)
-        self._changes: asyncio.Queue[tuple[ModelName, ModelHealth]] = asyncio.Queue()
-
-    async def begin(self) -> None:
-        """Before the port listens: the servicer itself would begin as SERVING."""
-        await self._set("", True)
-        await self._set(READINESS, self._ready)
-        for name in self._models:
-            await self._set(model_service(name), True)
+        self._leaving = False
+        self._changed = asyncio.Event()
 
     def model_changed(self, name: ModelName, health: ModelHealth) -> None:
-        self._changes.put_nowait((name, health))
+        self._models[name] = health
+        self._pulse()
 
     def preloaded(self, name: ModelName) -> None:
         """It is loaded, and need not be awaited any more."""
         self._awaited.discard(name)
-        self._changes.put_nowait((name, ModelHealth.UP))
+        self._pulse()
 
-    async def follow(self) -> None:
-        """Tells every change, one after the other; ends by being cancelled."""
-        while True:
-            name, health = await self._changes.get()
-            self._models[name] = health
-            await self._set(model_service(name), health is ModelHealth.UP)
-            await self._set(READINESS, self._ready)
-
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """From now on every name is NOT_SERVING, for good, liveness included."""
-        await self.servicer.enter_graceful_shutdown()
+        self._leaving = True
+        self._pulse()
 
-    @property
-    def _ready(self) -> bool:
+    def serving(self, service: str) -> bool | None:
+        """None where there is no such name."""
+        if service not in self._names():
+            return None
+        return not self._leaving and self._names()[service]
+
+    async def Check(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:  # noqa: N802
+        serving = self.serving(request.service)
+        if serving is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no health of that name")
+        return _response(serving)
+
+    async def Watch(self, request: pb.HealthCheckRequest, context: Context) -> None:  # noqa: N802
+        """Each state as it comes; a watcher that reads slowly misses what has passed meanwhile, and nobody waits for it."""
+        told: pb.HealthCheckResponse | None = None
+        while True:
+            changed = self._changed
+            response = _response(self.serving(request.service))
+            if response != told:
+                await context.write(response)
+                told = response
+            await changed.wait()
+
+    def _names(self) -> dict[str, bool]:
+        models = {model_service(name): health is ModelHealth.UP for name, health in self._models.items()}
         failed = all(health is ModelHealth.FAILED for health in self._models.values())
-        return not self._awaited and not failed
+        return {"": True, READINESS: not self._awaited and not failed, **models}
 
-    async def _set(self, service: str, serving: bool) -> None:
-        await self.servicer.set(service, _SERVING if serving else _NOT_SERVING)
+    def _pulse(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 def model_service(name: ModelName) -> str:
     return f"{READINESS}/{name}"
+
+
+def _response(serving: bool | None) -> pb.HealthCheckResponse:
+    if serving is None:
+        return pb.HealthCheckResponse(status=pb.HealthCheckResponse.SERVICE_UNKNOWN)
+    status = pb.HealthCheckResponse.SERVING if serving else pb.HealthCheckResponse.NOT_SERVING
+    return pb.HealthCheckResponse(status=status)

@@ -94,8 +94,6 @@ class Server:
         catalog = Catalog(configs)
         await asyncio.to_thread(catalog.read_facts)
         self._health = Health((entry.name for entry in catalog), (catalog.find(name).name for name in config.preload))
-        await self._health.begin()
-        await lives.enter_async_context(_running(self._health.follow(), "health"))
         tokenizers = Tokenizers()
         lives.push_async_callback(tokenizers.close)
         models = Models(self._make, config.limits, self._health.model_changed)
@@ -123,7 +121,7 @@ class Server:
 
     async def _drain(self) -> None:
         log.info("draining", extra={"lame_duck": self._config.lame_duck, "open_calls": self._calls.open})
-        await self._health.leave()
+        self._health.leave()
         # Balancers need this long to see it; until then they still send calls, and those are served.
         await asyncio.sleep(self._config.lame_duck)
         self._calls.drain()
@@ -156,7 +154,7 @@ class Server:
     async def _listen(self, address: str) -> tuple[grpc.aio.Server, str]:
         server = grpc.aio.server(options=OPTIONS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(self._service, self._calls), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
             health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
