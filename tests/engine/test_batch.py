@@ -21,6 +21,8 @@ from tests.same_tokens import Judge, assert_same_tokens, judge
 
 MODEL = tiny.attention()
 JUDGE = Judge(MODEL)
+CONTEXT = 1024
+"""MODEL's own limit."""
 
 tokens = st.integers(0, tiny.VOCABULARY - 1)
 samplings = st.builds(
@@ -324,6 +326,15 @@ def test_a_row_alone_runs_in_whatever_room() -> None:
     run = submitted(one, kv_bytes=1).to_end()
     assert run.tokens(1) == alone(MODEL, row(1, one.prompt, max_tokens=6))
     assert run.preempted == []
+
+
+@pytest.mark.parametrize("length", [1, COLUMN_STEP - 1, COLUMN_STEP, COLUMN_STEP + 1, CONTEXT])
+def test_a_prompt_that_just_fills_its_columns_or_the_context_gets_its_token(length: int) -> None:
+    run = submitted(row(1, long_prompt(length), 1), row(2, long_prompt(length), 1), row(3, [7], 0), kv_bytes=0)
+    run.to_end()
+    likeliest = int(mx.argmax(tiny.logits_alone(MODEL, long_prompt(length))))
+    assert (run.tokens(1), run.tokens(2), run.tokens(3)) == ([likeliest], [likeliest], [])
+    assert run.left(1) == run.left(2) == run.left(3) == [Left.LENGTH]
 
 
 def test_the_youngest_row_goes_back_when_the_oldest_outgrows_their_room() -> None:

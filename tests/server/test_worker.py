@@ -148,6 +148,17 @@ async def test_ids_beyond_the_logits_are_refused_and_harm_nobody(engine: Worker)
     assert len(tokens_of(said, 6)) == 2
 
 
+async def test_rows_that_have_no_room_beside_each_other_run_one_after_another() -> None:
+    worker = await Worker.spawn()
+    worker.send(wire.Load("demo", str(demo.source()), "text", max_rows=8, prefill_tokens=64, kv_bytes=1))
+    await until_ready(worker)
+    worker.send(submit(1, [5, 6, 7], 3))
+    worker.send(submit(2, [8], 3))
+    said = [step async for step in until(steps(worker), 2)]
+    assert [step.rows for step in said if step.rows] == [[1]] * 3 + [[2]] * 3
+    await worker.end()
+
+
 def test_a_busy_worker_dies_with_its_parent() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
