@@ -27,6 +27,7 @@ DRAIN_RETRY = 1.0
 """Seconds after which a refused caller tries again; by then the balancer has moved it to another server."""
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -72,7 +73,7 @@ class Call:
         self._context = context
         self._while_draining = while_draining
         self._begun = False
-        self._facts: dict[str, object] = {"rpc": rpc}
+        self._facts: dict[str, object] = {"rpc": rpc} | _trace(context)
 
     @property
     def echo(self) -> status.Trailers:
@@ -141,9 +142,21 @@ class Call:
 
 
 def _given_request_id(context: Context) -> RequestId | None:
+    given = _given(context, REQUEST_ID_KEY, _REQUEST_ID)
+    return RequestId(given[0]) if given else None
+
+
+def _trace(context: Context) -> dict[str, object]:
+    """The trace that the caller's traceparent names, for the log."""
+    given = _given(context, "traceparent", _TRACEPARENT)
+    return {"trace_id": given[1]} if given else {}
+
+
+def _given(context: Context, wanted: str, pattern: re.Pattern[str]) -> re.Match[str] | None:
+    """The caller's metadata of that key, where it is as it should be."""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-            return RequestId(value)
+        if key == wanted and isinstance(value, str) and (match := pattern.fullmatch(value)):
+            return match
     return None
 
 

@@ -132,6 +132,11 @@ class Entry:
             self._fingerprint = self._computed()
         return self._fingerprint
 
+    async def read_again(self) -> None:
+        """Before each load, off the loop: the folder may have been repaired, or its files replaced."""
+        self._facts = await asyncio.to_thread(read_facts, self.config.source)
+        self._fingerprint = None
+
     async def read_fingerprint(self) -> str:
         """All that ask meanwhile wait for one reading, in a thread; a failed one is tried again by the next."""
         if self._fingerprint is not None:

@@ -286,6 +286,7 @@ class Models:
     async def _load(self, resident: _Resident) -> None:
         entry = resident.entry
         try:
+            await entry.read_again()
             await self._make_room(resident)
             resident.stage = _Stage.LOADING
             self._pulse()

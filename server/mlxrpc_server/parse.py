@@ -22,7 +22,7 @@ from mlxrpc_server.types import ModelName, RequestId
 
 GenerationRequest = pb.GenerateRequest | pb.StreamGenerateRequest
 
-FEATURES = ("cache", "output.reasoning", "output.token_ids", "resume", "stream_options", "template")
+FEATURES = ("output.reasoning", "output.token_ids", "resume", "stream_options", "template")
 """The optional fields that are honoured here; Server.features. The others are refused below."""
 
 ROLES = {

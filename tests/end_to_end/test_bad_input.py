@@ -277,16 +277,22 @@ def test_fields_that_say_what_unset_means_are_accepted(server: RunningServer) ->
     assert stream(server, request).token_ids == stream(server, plain).token_ids
 
 
-@pytest.mark.parametrize("prompt_tokens, max_tokens", [(48, None), (60, None), (48, 1), (41, 8)])
-def test_what_does_not_fit_the_context_is_told_with_both_numbers(
+@pytest.mark.parametrize("prompt_tokens, max_tokens", [(48, None), (60, None), (48, 1)])
+def test_a_prompt_that_does_not_fit_the_context_is_told_with_both_numbers(
     configured: RunningServer, prompt_tokens: int, max_tokens: int | None
 ) -> None:
     answer = refused(configured, streaming([5] * prompt_tokens, max_tokens=max_tokens, model="small"))
     assert (answer.code, answer.info.reason) == (INVALID, "PROMPT_TOO_LONG")
     assert answer.info.metadata == {"prompt_tokens": str(prompt_tokens), "context_length": "48"}
-    assert answer.fields == ["input" if prompt_tokens >= 48 else "stop.max_tokens"]
+    assert answer.fields == ["input"]
     assert str(prompt_tokens) in str(answer.error.details())
     assert "48" in str(answer.error.details())
+
+
+def test_more_tokens_than_the_prompt_leaves_room_for_are_told_with_all_numbers(configured: RunningServer) -> None:
+    answer = refused(configured, streaming([5] * 41, max_tokens=8, model="small"))
+    assert (answer.code, answer.info.reason, answer.fields) == (INVALID, "MAX_TOKENS_TOO_LARGE", ["stop.max_tokens"])
+    assert answer.info.metadata == {"prompt_tokens": "41", "max_tokens": "8", "context_length": "48"}
 
 
 def test_max_tokens_is_at_most_what_the_model_gives(configured: RunningServer) -> None:

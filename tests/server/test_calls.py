@@ -254,6 +254,23 @@ async def test_a_caller_who_leaves_in_the_middle_of_a_flood_is_no_bug(
     assert {(vars(line)["code"], line.levelname) for line in lines(caplog)} == {("CANCELLED", "INFO")}
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "0af7651916cd43dd8448eb211c80319c"),
+        ("00-nonsense", None),
+    ],
+)
+async def test_the_trace_that_a_caller_names_stands_in_the_log_line(
+    calls: Calls, caplog: pytest.LogCaptureFixture, given: str, told: str | None
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with connected(registered(two_deltas, calls)) as channel:
+        await stub(channel).Generate(UNARY, metadata=(("traceparent", given),))
+        await calls.all_ended()
+    assert [vars(line).get("trace_id") for line in lines(caplog)] == [told]
+
+
 async def test_before_the_first_event_a_call_can_be_retried_by_grpc(calls: Calls) -> None:
     """It retries only what has sent nothing, and at once only because the pushback says so."""
     attempts = 0

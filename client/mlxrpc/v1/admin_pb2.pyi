@@ -148,8 +148,8 @@ class UnloadModelRequest(_message.Message):
     model: _builtins.str
     """The model's name or one of its aliases. Empty: the server's default model. Unknown: NOT_FOUND."""
     force: _builtins.bool
-    """Unset and false: waits for the requests in flight up to the caller's deadline; new ones wait. At the deadline:
-    UNAVAILABLE, and the model stays loaded. True: ends the requests in flight with UNAVAILABLE.
+    """Unset and false: waits for the requests in flight; new ones wait. At the caller's deadline, or when the call is cancelled, the
+    model stays loaded. True: ends the requests in flight with UNAVAILABLE, and gives up a load that is under way.
     """
     def __init__(
         self,
@@ -236,7 +236,7 @@ class GetServerInfoResponse(_message.Message):
     mlx_lm_version: _builtins.str
     """The installed mlx-lm. Empty: none."""
     device: _builtins.str
-    """What models run on, in words, such as "cpu" or the GPU's name. Empty: not known until a model has been loaded once."""
+    """What models run on, in words, "cpu" or "gpu". Empty: not known until a model has been loaded once."""
     blas: _builtins.str
     """On a CPU, the BLAS that does the matrix products, such as "scipy-openblas32" or "reference". Empty: no CPU, or not known
     until a model has been loaded once.

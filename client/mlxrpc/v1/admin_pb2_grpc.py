@@ -59,8 +59,8 @@ class ModelAdminServiceServicer:
     def LoadModel(self, request, context):
         """Loads a model and reports progress. Ends with status OK after the event `model`, when the model is ready to serve; one that
         is loaded already gives that event at once. Joins a load that is under way. Makes room as a request would: evicts the least
-        recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports, not the
-        load. A FAILED model is tried again.
+        recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports and, where
+        nobody else waits for the model, a load that still waits for room; a load under way goes on. A FAILED model is tried again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

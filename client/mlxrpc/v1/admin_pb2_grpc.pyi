@@ -38,8 +38,8 @@ class ModelAdminServiceStub:
     LoadModel: _grpc.UnaryStreamMultiCallable[_admin_pb2.LoadModelRequest, _admin_pb2.LoadModelResponse]
     """Loads a model and reports progress. Ends with status OK after the event `model`, when the model is ready to serve; one that
     is loaded already gives that event at once. Joins a load that is under way. Makes room as a request would: evicts the least
-    recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports, not the
-    load. A FAILED model is tried again.
+    recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports and, where
+    nobody else waits for the model, a load that still waits for room; a load under way goes on. A FAILED model is tried again.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnloadModelRequest, _admin_pb2.UnloadModelResponse]
     """Unloads a model and returns when its process has ended. A model that is not loaded is no error. The next request loads it
@@ -56,8 +56,8 @@ class ModelAdminServiceAsyncStub(ModelAdminServiceStub):
     LoadModel: _aio.UnaryStreamMultiCallable[_admin_pb2.LoadModelRequest, _admin_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Loads a model and reports progress. Ends with status OK after the event `model`, when the model is ready to serve; one that
     is loaded already gives that event at once. Joins a load that is under way. Makes room as a request would: evicts the least
-    recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports, not the
-    load. A FAILED model is tried again.
+    recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports and, where
+    nobody else waits for the model, a load that still waits for room; a load under way goes on. A FAILED model is tried again.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnloadModelRequest, _admin_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Unloads a model and returns when its process has ended. A model that is not loaded is no error. The next request loads it
@@ -77,8 +77,8 @@ class ModelAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.LoadModelResponse], _abc.AsyncIterator[_admin_pb2.LoadModelResponse]]:
         """Loads a model and reports progress. Ends with status OK after the event `model`, when the model is ready to serve; one that
         is loaded already gives that event at once. Joins a load that is under way. Makes room as a request would: evicts the least
-        recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports, not the
-        load. A FAILED model is tried again.
+        recently used model that nobody uses, or waits for one within the caller's deadline. Cancelling stops the reports and, where
+        nobody else waits for the model, a load that still waits for room; a load under way goes on. A FAILED model is tried again.
         """
 
     @_abc_1.abstractmethod

@@ -17,7 +17,8 @@ optional tell them apart.
 
 METADATA
 authorization: "Bearer <token>", where the server asks for one. x-request-id: 1 to 128 visible ASCII characters; echoed in
-the trailing metadata and generated where absent. traceparent: W3C trace context. The caller's deadline is honoured while
+the trailing metadata and generated where absent. traceparent: W3C trace context; its
+trace id stands in the server's log line of the call. The caller's deadline is honoured while
 waiting and while generating.
 
 ERRORS
@@ -25,7 +26,8 @@ Every error that the service raises carries a google.rpc.Status in the trailer g
 (domain "mlxrpc", reason in UPPER_SNAKE, metadata) and each other detail type at most once:
   INVALID_ARGUMENT    a field is wrong. BadRequest has every violated field's path, with a description and a reason; at most
                       16 and 4 KiB. ErrorInfo.reason is theirs where all share one, else INVALID_REQUEST. A prompt longer
-                      than the context: reason PROMPT_TOO_LONG, metadata prompt_tokens and context_length.
+                      than the context: reason PROMPT_TOO_LONG, metadata prompt_tokens and context_length. A prompt that fits
+                      and leaves less room than max_tokens asks for: MAX_TOKENS_TOO_LARGE, metadata max_tokens too.
   NOT_FOUND           the model is unknown. ResourceInfo; the nearest known names are in the message.
   FAILED_PRECONDITION the model is known and cannot be loaded, or Resume does not fit. PreconditionFailure.
   RESOURCE_EXHAUSTED  the caller's quota. QuotaFailure, RetryInfo.
@@ -560,8 +562,8 @@ class Stop(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """At least 1: the most tokens to generate, those of Resume included; ends with FINISH_REASON_MAX_TOKENS. Prompt and max_tokens
-    together over the context are INVALID_ARGUMENT with both numbers in message and metadata, and so is a value above the model's
-    max_output_tokens. Unset: the rest of the context (ends with FINISH_REASON_CONTEXT_LENGTH) or the model's max_output_tokens
+    together over the context are INVALID_ARGUMENT, reason MAX_TOKENS_TOO_LARGE, with the numbers in message and metadata; a value
+    above the model's max_output_tokens is INVALID_ARGUMENT too. Unset: the rest of the context (ends with FINISH_REASON_CONTEXT_LENGTH) or the model's max_output_tokens
     (FINISH_REASON_MAX_TOKENS), whichever is less; where both are equal, MAX_TOKENS.
     """
     min_tokens: _builtins.int

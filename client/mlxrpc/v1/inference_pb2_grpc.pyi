@@ -17,7 +17,8 @@ optional tell them apart.
 
 METADATA
 authorization: "Bearer <token>", where the server asks for one. x-request-id: 1 to 128 visible ASCII characters; echoed in
-the trailing metadata and generated where absent. traceparent: W3C trace context. The caller's deadline is honoured while
+the trailing metadata and generated where absent. traceparent: W3C trace context; its
+trace id stands in the server's log line of the call. The caller's deadline is honoured while
 waiting and while generating.
 
 ERRORS
@@ -25,7 +26,8 @@ Every error that the service raises carries a google.rpc.Status in the trailer g
 (domain "mlxrpc", reason in UPPER_SNAKE, metadata) and each other detail type at most once:
   INVALID_ARGUMENT    a field is wrong. BadRequest has every violated field's path, with a description and a reason; at most
                       16 and 4 KiB. ErrorInfo.reason is theirs where all share one, else INVALID_REQUEST. A prompt longer
-                      than the context: reason PROMPT_TOO_LONG, metadata prompt_tokens and context_length.
+                      than the context: reason PROMPT_TOO_LONG, metadata prompt_tokens and context_length. A prompt that fits
+                      and leaves less room than max_tokens asks for: MAX_TOKENS_TOO_LARGE, metadata max_tokens too.
   NOT_FOUND           the model is unknown. ResourceInfo; the nearest known names are in the message.
   FAILED_PRECONDITION the model is known and cannot be loaded, or Resume does not fit. PreconditionFailure.
   RESOURCE_EXHAUSTED  the caller's quota. QuotaFailure, RetryInfo.
