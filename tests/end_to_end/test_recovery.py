@@ -21,7 +21,7 @@ from mlxrpc_server import demo
 from tests.end_to_end.asking import FOREVER, ask, check_retry, reason
 from tests.end_to_end.running import READINESS, RunningServer, running_server, until
 from tests.end_to_end.streams import MODEL, TIMEOUT, Received, same_tokens, stream, streaming, streams
-from tests.end_to_end.workers import gone, next_worker, workers
+from tests.end_to_end.workers import gone, next_worker, suspended, workers
 
 pytestmark = pytest.mark.xdist_group("recovery")
 
@@ -205,8 +205,8 @@ def test_two_deaths_without_a_token_in_between_end_the_request(narrow: RunningSe
     assert len(stream(narrow, ask()).token_ids) == 20
 
 
-def test_a_worker_that_cannot_be_replaced_fails_its_model_until_the_next_request(narrow: RunningServer) -> None:
-    liveness = Watch(narrow, "")
+def test_a_worker_that_cannot_be_replaced_fails_its_model_until_one_can(narrow: RunningServer) -> None:
+    liveness, health = Watch(narrow, ""), Watch(narrow, f"{READINESS}/{MODEL}")
     calls = begun(narrow, [ask(max_tokens=FOREVER)])
     pid = narrow.loaded().pid
     os.kill(pid, signal.SIGKILL)
@@ -220,13 +220,17 @@ def test_a_worker_that_cannot_be_replaced_fails_its_model_until_the_next_request
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert reason(caught.value) == "ENGINE_DIED"
     check_retry(caught.value)
-    narrow.wait_health(f"{READINESS}/{MODEL}", NOT_SERVING)
-    (model,) = narrow.inference.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT).models
-    assert model.state == model_pb2.MODEL_STATE_FAILED
-    assert "died while loading" in model.state_reason
+    with suspended(next_worker(narrow, dead)):
+        assert narrow.check_health(f"{READINESS}/{MODEL}") == NOT_SERVING
+        (model,) = narrow.inference.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT).models
+        assert model.state == model_pb2.MODEL_STATE_FAILED
+        assert "died while loading" in model.state_reason
+        with pytest.raises(grpc.RpcError) as caught:
+            stream(narrow, ask())
+        assert reason(caught.value) == "ENGINE_DIED"
+    health.until(SERVING, NOT_SERVING, SERVING)
     assert len(stream(narrow, ask()).token_ids) == 20
-    narrow.wait_ready(f"{READINESS}/{MODEL}")
-    narrow.wait_ready()
+    assert health.end() == [SERVING, NOT_SERVING, SERVING]
     assert liveness.end() == [SERVING]
 
 
