@@ -1,0 +1,48 @@
+"""A client that keeps a server busy until it is killed: `load.py streams|prompts ADDRESS`. Says "busy" once it does."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import grpc
+from throughput import request
+
+from mlxrpc.v1 import inference_pb2 as pb
+from mlxrpc.v1.inference_pb2_grpc import InferenceServiceStub
+
+STREAMS = 32
+LONG = ("the quick brown fox 안녕 🙂 " * 5000)[:100_000]
+
+
+async def stream(stub: InferenceServiceStub, started: asyncio.Barrier) -> None:
+    first = True
+    while True:
+        async for event in stub.StreamGenerate(request(prompt=32, tokens=2000)):
+            if first and event.HasField("delta"):
+                first = False
+                await started.wait()
+
+
+async def count(stub: InferenceServiceStub, started: asyncio.Barrier) -> None:
+    """Two in turns, so that the next prompt is there when one is done."""
+    first = True
+    while True:
+        await stub.CountTokens(pb.CountTokensRequest(input=pb.Input(text=LONG)))
+        if first:
+            first = False
+            await started.wait()
+
+
+async def main(kind: str, address: str) -> None:
+    work, tasks = {"streams": (stream, STREAMS), "prompts": (count, 2)}[kind]
+    started = asyncio.Barrier(tasks + 1)
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.TaskGroup() as group:
+        for _ in range(tasks):
+            group.create_task(work(InferenceServiceStub(channel), started))
+        await started.wait()
+        print("busy", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
