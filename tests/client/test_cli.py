@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -168,6 +169,15 @@ def test_a_timeout_is_named(command: Mlxrpc, fake: FakeInference, server: FakeSe
     assert done.stderr == f"mlxrpc: {server.target} did not finish in time (--timeout)\n"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell that starts the tests in the background has them, and their children, ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupting_cancels_the_call(command: Mlxrpc, fake: FakeInference) -> None:
     fake.hold = True
     with command.start("generate", "Hello") as process:

@@ -281,26 +281,38 @@ def test_two_thousand_calls_that_end_early_leave_nothing_behind() -> None:
 
 ROWS = 3
 CALLS_IN_A_WAVE = 2 * ROWS + 1
+MOST_HALVES = 4
 
 
 def leave_early(calls: int) -> None:
-    """In every stage and way; memory is compared between the half and the end, when both have what they keep."""
+    """In every stage and way. Memory is compared between the half and the end, when both have what they keep.
+
+    The allocator may take one step more for itself, early or late; a leak grows with every half: so where the second
+    half grew, another one must not.
+    """
     waves = -(-calls // CALLS_IN_A_WAVE)
     with running_server("--max-rows", str(ROWS), "--prefill-tokens", "32") as server:
         wave(server, 0)
         tasks = server.info().tasks
-        for number in range(waves // 2):
-            wave(server, number)
-        until_at_rest(server, tasks)
-        half = resident(server)
-        for number in range(waves // 2, waves):
-            wave(server, number)
-        until_at_rest(server, tasks)
-        whole = resident(server)
+        halves = [after_waves(server, waves // 2, tasks), after_waves(server, waves // 2, tasks)]
+        while grown(halves) and len(halves) < MOST_HALVES:
+            halves.append(after_waves(server, waves // 2, tasks))
         assert server.loaded().restarts == 0
-    for name, before in half.items():
-        print(f"{name}: {before / 2**20:.1f} MiB at half of {calls} calls, {whole[name] / 2**20:.1f} MiB behind them")  # noqa: T201
-        assert whole[name] < 1.05 * before
+    print(f"resident bytes behind each {calls // 2} calls: {halves}")  # noqa: T201
+    assert not grown(halves)
+
+
+def after_waves(server: RunningServer, waves: int, tasks: int) -> dict[str, int]:
+    """What is resident when these have come and gone."""
+    for number in range(waves):
+        wave(server, number)
+    until_at_rest(server, tasks)
+    return resident(server)
+
+
+def grown(halves: list[dict[str, int]]) -> bool:
+    before, after = halves[-2:]
+    return any(after[name] >= 1.05 * before[name] for name in after)
 
 
 def resident(server: RunningServer) -> dict[str, int]:
