@@ -131,6 +131,17 @@ def test_sigterm_lets_running_streams_end_and_sends_everybody_else_away() -> Non
         assert [line["open_calls"] for line in ended] == [0]
 
 
+def test_what_has_not_ended_in_time_is_told_to_go_on_elsewhere() -> None:
+    with running_server("--drain-timeout", "0") as server:
+        (worker,) = workers(server)
+        running = server.inference.StreamGenerate(ask(max_tokens=FOREVER), timeout=TIMEOUT)
+        next(running)
+        server.terminate()
+        assert refused(running) == "DRAINING"
+        assert server.wait() == 0
+        assert gone(worker)
+
+
 def test_who_waits_for_a_load_is_sent_away_at_the_end() -> None:
     with running_server(ready=False) as server:
         worker = next_worker(server)
