@@ -1,0 +1,1 @@
+"""The built-in model: the conversations it learns from, its tokenizer, its training and its evaluation."""
