@@ -15,10 +15,10 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.utils import load_model
 
-from mlxrpc_server import demo
 from mlxrpc_server.engine.load import TOLERANCE
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
+from tests import noise_model
 
 EDGE = 1e-4
 """How far a filter's own value is moved to find what stands at its edge."""
@@ -65,10 +65,10 @@ class Judge:
 
 @functools.cache
 def judge(folder: Path | None = None) -> Judge:
-    """For the model in the folder; by default the built-in one."""
+    """For the model in the folder; by default the noise model."""
     if mx.default_device() == mx.Device(mx.cpu):
         mx.disable_compile()  # as the worker does there
-    model, _config = load_model(folder or demo.source())
+    model, _config = load_model(folder or noise_model.folder())
     return Judge(model)
 
 

@@ -83,6 +83,13 @@ def test_the_wheel_is_typed_and_has_the_license(wheel: Path) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
+def test_the_wheel_carries_the_built_in_model(wheel: Path) -> None:
+    folder = ROOT / "server/mlxrpc_server/demo/pebble"
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {name: archive.read(name) for name in archive.namelist() if "/demo/pebble/" in name}
+    assert shipped == {f"mlxrpc_server/demo/pebble/{path.name}": path.read_bytes() for path in folder.iterdir()}
+
+
 def test_the_client_works_without_anything_of_the_server(newest: Environment) -> None:
     assert newest.python(FIND, *SERVER_ONLY) == "[]"
     assert newest.python(IMPORT_THE_CLIENT) == "Client AsyncClient"

@@ -204,7 +204,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str], *, program:
     )
 
 
-BUILT_IN = ModelName("mlxrpc-demo")
+BUILT_IN = ModelName("mlxrpc/demo")
 
 
 def _parser(program: str) -> argparse.ArgumentParser:

@@ -56,6 +56,14 @@ PRELOAD_RETRY_SECONDS = (5.0, 15.0, 60.0)
 """Between attempts; the last one for ever after."""
 
 
+BUILT_IN_MODEL = ModelConfig(
+    name=BUILT_IN,
+    source=demo.source(),
+    display_name="Pebble",
+    description="mlxrpc's built-in model: small, trained for demonstrations and tests.",
+)
+
+
 class CannotListen(Exception):
     """The address is taken, or is not ours."""
 
@@ -90,7 +98,7 @@ class Server:
 
     async def _start(self, lives: contextlib.AsyncExitStack) -> None:
         config = self._config
-        configs = config.models or (await _built_in(),)
+        configs = config.models or (BUILT_IN_MODEL,)
         catalog = Catalog(configs)
         await asyncio.to_thread(catalog.read_facts)
         self._health = Health((entry.name for entry in catalog), (catalog.find(name).name for name in config.preload))
@@ -188,15 +196,6 @@ class Server:
                 facts = {"model": entry.name, "cause": str(error), "retry_seconds": wait}
                 log.error("a model to preload failed", extra=facts)
             await asyncio.sleep(wait)
-
-
-async def _built_in() -> ModelConfig:
-    return ModelConfig(
-        name=BUILT_IN,
-        source=await asyncio.to_thread(demo.source),
-        display_name="mlxrpc's built-in model",
-        description="A few million random parameters: shows that everything works, and says nothing.",
-    )
 
 
 async def _bound(server: grpc.aio.Server, address: str) -> str:

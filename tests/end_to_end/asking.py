@@ -15,7 +15,7 @@ from tests.end_to_end.streams import streaming
 M = TypeVar("M", bound=Message)
 
 FOREVER = 3500
-"""Tokens: seconds beyond anything that a test waits for, and within the built-in model's context."""
+"""Tokens: seconds beyond anything that a test waits for, and within the noise model's context."""
 
 
 def ids(count: int, variant: int = 0) -> Sequence[int]:

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from mlxrpc_server import demo
+from tests import noise_model
 from tests.end_to_end.running import RunningServer, running_server
 
 MODELS = """
 preload = []
 
 [[models]]
-name = "mlxrpc-demo"
-source = "{demo}"
+name = "noise"
+source = "{noise}"
 
 [[models]]
 name = "small"
-source = "{demo}"
+source = "{noise}"
 aliases = ["tiny"]
 context_length = 48
 max_output_tokens = 8
@@ -37,26 +37,26 @@ DATE = "{{- strftime_now('%Y-%m-%d %H:%M:%S') }}\n"
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
-    """The built-in model, loaded."""
+    """The noise model, loaded."""
     with running_server() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """The built-in model again, and as it might be configured; none is loaded before it is asked for."""
+    """The noise model again, and as it might be configured; none is loaded before it is asked for."""
     folder = tmp_path_factory.mktemp("configured")
     dated = _dated(folder / "dated")
     config = folder / "mlxrpc.toml"
-    config.write_text(MODELS.format(demo=demo.source(), dated=dated), encoding="utf-8")
+    config.write_text(MODELS.format(noise=noise_model.folder(), dated=dated), encoding="utf-8")
     with running_server("--config", str(config)) as running:
         yield running
 
 
 def _dated(folder: Path) -> Path:
-    """The built-in model with a template that prints the time."""
+    """The noise model with a template that prints the time."""
     folder.mkdir()
-    for file in demo.source().iterdir():
+    for file in noise_model.folder().iterdir():
         (folder / file.name).symlink_to(file)
     settings = folder / "tokenizer_config.json"
     content = json.loads(settings.read_text(encoding="utf-8"))

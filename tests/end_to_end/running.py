@@ -18,6 +18,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mlxrpc.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
+from tests import noise_model
 
 READINESS = "mlxrpc.v1.InferenceService"
 START_SECONDS = 120.0
@@ -65,7 +66,7 @@ class RunningServer:
     def info(self) -> admin_pb2.GetServerInfoResponse:
         return self.admin.GetServerInfo(admin_pb2.GetServerInfoRequest(), timeout=30)
 
-    def loaded(self, name: str = "mlxrpc-demo") -> admin_pb2.LoadedModel:
+    def loaded(self, name: str = noise_model.NAME) -> admin_pb2.LoadedModel:
         for model in self.info().models:
             if model.name == name:
                 return model
@@ -94,8 +95,15 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running_server(*arguments: str, ready: bool = True, command: Sequence[str] = ()) -> Iterator[RunningServer]:
-    """`mlxrpc serve` with an admin port, JSON logs and no lame duck, and whatever else the test asks for."""
+def running_server(
+    *arguments: str, ready: bool = True, command: Sequence[str] = (), built_in: bool = False
+) -> Iterator[RunningServer]:
+    """`mlxrpc serve` with an admin port, JSON logs and no lame duck, and whatever else the test asks for.
+
+    The noise model where the test names none, unless it wants the built-in one.
+    """
+    if not built_in and not {"--model", "--config"} & set(arguments):
+        arguments = ("--model", f"{noise_model.NAME}={noise_model.folder()}", *arguments)
     command = command or (sys.executable, "-m", "mlxrpc_server")
     defaults = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log-format", "json", "--lame-duck", "0")
     with tempfile.NamedTemporaryFile("w", suffix=".log") as log:

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc_server.types import SamplingChoice
+from tests import noise_model
 from tests.end_to_end.running import RunningServer
 
 TIMEOUT = 120.0
 """Seconds for one call: far above what any takes, so that only a failure meets it."""
 
-MODEL = "mlxrpc-demo"
+MODEL = noise_model.NAME
 VOCABULARY = 1280
-"""The built-in model's; ids below it are well formed."""
+"""The noise model's; ids below it are well formed."""
 END_OF_MESSAGE = 1275
 """Its end-of-sequence token, <|im_end|>. Its weights are such that short runs never draw it."""
 

@@ -18,9 +18,9 @@ import pytest
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import inference_pb2_grpc
-from mlxrpc_server import demo
 from mlxrpc_server.engine import wire
 from mlxrpc_server.types import RowId, Sampling
+from tests import noise_model
 from tests.end_to_end.asking import FOREVER, ask, ids
 from tests.end_to_end.running import RunningServer, running_server, until
 from tests.end_to_end.streams import stream
@@ -107,7 +107,7 @@ def engine() -> Iterator[Engine]:
     theirs.close()
     os.close(watched)
     engine = Engine(process, ours)
-    load = wire.Load(name="demo", path=str(demo.source()), log_format="json", max_rows=1, prefill_tokens=32)
+    load = wire.Load(name="noise", path=str(noise_model.folder()), log_format="json", max_rows=1, prefill_tokens=32)
     engine.send(load)
     engine.until(lambda message: isinstance(message, wire.Ready))
     yield engine

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from mlxrpc.v1 import admin_pb2, model_pb2
 from mlxrpc.v1 import inference_pb2 as pb
-from mlxrpc_server import demo
+from tests import noise_model
 from tests.end_to_end.asking import FOREVER, ask
 from tests.end_to_end.running import READINESS, RunningServer, running_server
 from tests.end_to_end.streams import TIMEOUT, prompt, stream
@@ -25,7 +25,7 @@ STREAMS = 32
 @pytest.fixture(scope="module")
 def twofold() -> Iterator[RunningServer]:
     """One model loaded, and one that is not."""
-    models = [argument for name in "ab" for argument in ("--model", f"{name}={demo.source()}")]
+    models = [argument for name in "ab" for argument in ("--model", f"{name}={noise_model.folder()}")]
     with running_server(*models) as server:
         yield server
 

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2
 
 from mlxrpc.v1 import admin_pb2, model_pb2
 from mlxrpc.v1 import inference_pb2 as pb
-from mlxrpc_server import demo
+from tests import noise_model
 from tests.end_to_end.asking import FOREVER, ask, check_retry, detail, reason
 from tests.end_to_end.running import READINESS, RunningServer, running_server, until
 from tests.end_to_end.streams import TIMEOUT, Received, generate, stream, streams, unary
@@ -30,7 +30,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
     """Five sound models and a broken one, none loaded yet, and at most four at a time."""
     folder = tmp_path_factory.mktemp("crowded")
     config = folder / "mlxrpc.toml"
-    tables = [f'[[models]]\nname = "{name}"\nsource = "{demo.source()}"\n' for name in NAMES]
+    tables = [f'[[models]]\nname = "{name}"\nsource = "{noise_model.folder()}"\n' for name in NAMES]
     tables.append(f'[[models]]\nname = "broken"\nsource = "{broken_model(folder / "broken")}"\n')
     config.write_text("preload = []\nmax_loaded_models = 4\n\n" + "\n".join(tables), encoding="utf-8")
     with running_server("--config", str(config)) as server:
@@ -38,9 +38,9 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 
 def broken_model(folder: Path) -> Path:
-    """The built-in one with a weights file that is cut off inside its header."""
+    """The noise model with a weights file that is cut off inside its header."""
     folder.mkdir()
-    for file in demo.source().iterdir():
+    for file in noise_model.folder().iterdir():
         if file.suffix != ".safetensors":
             (folder / file.name).symlink_to(file)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 10_000) + b"{")
@@ -223,7 +223,7 @@ def test_an_unload_that_comes_to_its_deadline_leaves_the_model_as_it_was(crowded
 
 
 def test_the_longest_wait_for_room_ends_in_a_refusal_that_says_when_to_try_again() -> None:
-    models = [argument for name in "ab" for argument in ("--model", f"{name}={demo.source()}")]
+    models = [argument for name in "ab" for argument in ("--model", f"{name}={noise_model.folder()}")]
     with running_server(*models, "--max-loaded-models", "1", "--longest-wait", "1") as server:
         held = hold(server, "a")
         before = pids(server)

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import model_pb2
 from mlxrpc.v1.inference_pb2_grpc import InferenceServiceStub
-from mlxrpc_server import demo
+from tests import noise_model
 from tests.end_to_end.asking import detail
 from tests.end_to_end.refusals import refusal
 from tests.end_to_end.running import RunningServer, running_server
@@ -29,7 +29,7 @@ preload = []
 [[models]]
 name = "plain"
 source = "{plain}"
-description = "The built-in model without a chat template"
+description = "The noise model without a chat template"
 
 [[models]]
 name = "broken"
@@ -38,7 +38,7 @@ source = "{broken}"
 LISTED = """
 [[models]]
 name = "{name}"
-source = "{demo}"
+source = "{noise}"
 aliases = ["{name}-also"]
 display_name = "Number {number}"
 description = "{description}"
@@ -65,12 +65,12 @@ def unloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer
 
 def listed(number: int) -> str:
     description = "A round fruit" if number % 2 else "A long FRUIT"
-    return LISTED.format(name=NAMES[number], number=number, demo=demo.source(), description=description)
+    return LISTED.format(name=NAMES[number], number=number, noise=noise_model.folder(), description=description)
 
 
 def without_template(folder: Path) -> Path:
     folder.mkdir()
-    for file in demo.source().iterdir():
+    for file in noise_model.folder().iterdir():
         (folder / file.name).symlink_to(file)
     settings = folder / "tokenizer_config.json"
     content = json.loads(settings.read_text(encoding="utf-8"))
@@ -171,7 +171,7 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize("model", ["mlxrpc-demo", "dated"])
+@pytest.mark.parametrize("model", [MODEL, "dated"])
 @pytest.mark.parametrize("given", PROMPTS, ids=["text", "unicode", "special", "ids", "talk", "told"])
 def test_the_count_is_what_generating_reports(configured: RunningServer, given: pb.Input, model: str) -> None:
     request = streaming("", max_tokens=1, model=model)

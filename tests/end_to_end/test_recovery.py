@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 
 from mlxrpc.v1 import admin_pb2, model_pb2
 from mlxrpc.v1 import inference_pb2 as pb
-from mlxrpc_server import demo
+from tests import noise_model
 from tests.end_to_end.asking import FOREVER, ask, check_retry, reason
 from tests.end_to_end.running import READINESS, RunningServer, running_server, until
 from tests.end_to_end.streams import MODEL, TIMEOUT, Received, same_tokens, stream, streaming, streams
@@ -236,7 +236,7 @@ def test_a_worker_that_cannot_be_replaced_fails_its_model_until_one_can(narrow: 
 
 def test_workers_die_with_a_killed_server(tmp_path: Path) -> None:
     """One while it generates, and one inside native code: it waits for a weights file that never says anything."""
-    models = ("--model", f"a={demo.source()}", "--model", f"b={silent_model(tmp_path / 'silent')}")
+    models = ("--model", f"a={noise_model.folder()}", "--model", f"b={silent_model(tmp_path / 'silent')}")
     with running_server(*models) as server:
         (busy,) = workers(server)
         call = server.inference.StreamGenerate(ask(max_tokens=FOREVER), timeout=TIMEOUT)
@@ -254,9 +254,9 @@ def test_workers_die_with_a_killed_server(tmp_path: Path) -> None:
 
 
 def silent_model(folder: Path) -> Path:
-    """The built-in one with a second weights file, a pipe into which nobody writes."""
+    """The noise model with a second weights file, a pipe into which nobody writes."""
     folder.mkdir()
-    for file in demo.source().iterdir():
+    for file in noise_model.folder().iterdir():
         (folder / file.name).symlink_to(file)
     os.mkfifo(folder / "model-2.safetensors")
     return folder

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from mlxrpc.v1 import inference_pb2 as pb
-from mlxrpc_server import demo
+from tests import noise_model
 from tests.end_to_end.running import RunningServer
 from tests.end_to_end.streams import (
     END_OF_MESSAGE,
@@ -74,7 +74,7 @@ def test_a_stream_says_what_the_unary_answer_says(
 def test_a_tokens_bytes_are_those_of_the_tokenizer(server: RunningServer) -> None:
     received = stream(server, streaming("안녕하세요 😀", seed=3, max_tokens=60))
     assert inside_a_character(received.tokens), "no token ended inside a character"
-    tokenizer = Tokenizer.from_file(str(demo.source() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(noise_model.folder() / "tokenizer.json"))
     whole = b"".join(token.bytes for token in received.tokens)
     assert tokenizer.decode(received.token_ids, skip_special_tokens=True) == whole.decode(errors="replace")
 

@@ -278,7 +278,7 @@ def test_a_resubmitted_row_goes_on_with_the_same_tokens(
     JUDGE.check(prompt, sampling, whole, whole[:cut] + run.tokens(1))
 
 
-def test_the_built_in_model_gives_every_row_of_a_batch_its_solo_tokens() -> None:
+def test_the_noise_model_gives_every_row_of_a_batch_its_solo_tokens() -> None:
     model = judge().model
     rows = [
         row(number, [(11 * number + 5 * place) % 1000 for place in range(1 + 7 * number % 17)], 5 + number % 4, choice)

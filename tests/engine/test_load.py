@@ -14,16 +14,16 @@ from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
-from mlxrpc_server import demo
 from mlxrpc_server.engine.kv import Lanes, Slots
 from mlxrpc_server.engine.load import CannotLoad, load, proven
+from tests import noise_model
 from tests.engine import tiny
 
 PROBE = [[1, 2, 3, 4], [5, 6], [7, 8, 9], [10, 11, 12, 13, 14]]
 
 
 def copy(folder: Path) -> Path:
-    return Path(shutil.copytree(demo.source(), folder / "model"))
+    return Path(shutil.copytree(noise_model.folder(), folder / "model"))
 
 
 def change(folder: Path, **values: Any) -> Path:
@@ -56,9 +56,9 @@ def cause(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_the_built_in_model_is_batched_and_measured() -> None:
+def test_a_model_is_batched_and_measured() -> None:
     reports: list[str] = []
-    loaded = load(demo.source(), reports.append)
+    loaded = load(noise_model.folder(), reports.append)
     assert loaded.batched
     assert loaded.vocabulary_size == loaded.model(mx.array([[1]])).shape[-1] == 1_280
     assert loaded.dtype == mx.float32
@@ -112,7 +112,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
 
 
 def rewritten(folder: Path, rewrite: Callable[[Any], None], **config: Any) -> Path:
-    """The built-in model after a change of its weights."""
+    """The noise model after a change of its weights."""
     copied = change(copy(folder), **config)
     model, _config = load_model(copied)
     rewrite(model)
@@ -134,7 +134,7 @@ def test_quantized_weights_stay_quantized(tmp_path: Path) -> None:
     loaded = load(change(folder, quantization={"group_size": 64, "bits": 4}), nothing)
     assert loaded.batched
     assert loaded.model.layers[0].mlp.up_proj.bits == 4
-    assert loaded.parameter_count == load(demo.source(), nothing).parameter_count
+    assert loaded.parameter_count == load(noise_model.folder(), nothing).parameter_count
 
 
 class Misbehaving:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
 
-from mlxrpc_server import catalog, demo
+from mlxrpc_server import catalog
 from mlxrpc_server.catalog import Catalog, Entry, Facts, ModelConfig, Quantization, read_facts
 from mlxrpc_server.errors import ModelNotFound
 from mlxrpc_server.types import ModelName, SamplingChoice
-from tests import fakes
+from tests import fakes, noise_model
 from tests.engine import tiny
 
 
@@ -41,8 +41,8 @@ def parameters(model: Any) -> int:
 # Facts
 
 
-def test_the_built_in_models_facts_are_read() -> None:
-    facts = read_facts(demo.source())
+def test_a_models_facts_are_read() -> None:
+    facts = read_facts(noise_model.folder())
     assert (facts.architecture, facts.context_length, facts.quantization, facts.problem) == ("qwen3", 4096, None, "")
     assert facts.weights_bytes == 4 * facts.parameter_count > 4_000_000
 
@@ -270,7 +270,7 @@ def test_a_fingerprint_changes_with_defaults_and_system_prompt(tmp_path: Path) -
         entry(folder),
         entry(folder, defaults=SamplingChoice(top_k=3)),
         entry(folder, system_prompt="Be brief."),
-        entry(folder, tokenizer_source=demo.source()),
+        entry(folder, tokenizer_source=noise_model.folder()),
     ]
     assert len({one.fingerprint for one in entries}) == len(entries)
 

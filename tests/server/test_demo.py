@@ -1,195 +1,95 @@
-"""The built-in model: made the same every time, made once per user, and loaded by mlx-lm like any other."""
+"""The built-in model: small, complete, and with a tokenizer and a template that say what the server believes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import json
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import TemplateError
-from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import load_config, load_model, load_tokenizer
+from mlx_lm.utils import load_config, load_tokenizer
 
 from mlxrpc_server import demo
-from mlxrpc_server.demo.make import CONTEXT, EOS_IDS, LEARNED, VOCABULARY
+from mlxrpc_server.catalog import Quantization, read_facts
+from mlxrpc_server.template import jinja
 
-PROMPTS = ("Hello", "안녕하세요 친구가", "😀 🎉", "def count(words):", "SELECT name", "1 2 3 4")
-
-# Waits for a line, so that several of these begin at the same moment.
-ASK_FOR_THE_SOURCE = """
-import sys
-from mlxrpc_server import demo
-print("waiting", flush=True)
-sys.stdin.readline()
-print(demo.source())
-print("mlx.core" in sys.modules)
-"""
+MOST_BYTES = 12_000_000
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_with_the_command(tmp_path_factory.mktemp("demo") / "model")
+def tokenizer() -> Any:
+    return load_tokenizer(demo.source())  # type: ignore[no-untyped-call]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Any:
-    return load_tokenizer(folder)  # type: ignore[no-untyped-call]
+def render(*messages: dict[str, str], **variables: Any) -> str:
+    """As the server does."""
+    config = json.loads((demo.source() / "tokenizer_config.json").read_text(encoding="utf-8"))
+    return jinja(config["chat_template"], variables, create_time=0.0, messages=list(messages))
 
 
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    return load_model(folder)[0]
+def test_it_is_small_enough_to_travel_with_every_copy() -> None:
+    assert sum(path.stat().st_size for path in demo.source().iterdir()) <= MOST_BYTES
 
 
-def make_with_the_command(folder: Path) -> Path:
-    subprocess.run([sys.executable, "-m", "mlxrpc_server.demo.make", str(folder)], check=True)
-    return folder
+def test_its_files_say_what_it_is() -> None:
+    facts = read_facts(demo.source())
+    assert (facts.architecture, facts.quantization, facts.problem) == ("qwen3", Quantization(8, 64, "affine"), "")
+    assert 5_000_000 <= facts.parameter_count <= 12_000_000
+    assert facts.context_length >= 4096
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def ask_for_the_source(cache: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", ASK_FOR_THE_SOURCE],
-        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def render(tokenizer: Any, *messages: dict[str, Any], **options: Any) -> str:
-    rendered: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-    return rendered
-
-
-def next_logits(model: Any, ids: list[int], cache: Any = None) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.array(model(mx.array([ids]), cache=cache)[0, -1])
-
-
-def continue_greedily(model: Any, ids: list[int], count: int) -> list[int]:
-    cache = make_prompt_cache(model)
-    for _ in range(count):
-        unread = ids[cache[0].offset :]
-        ids = [*ids, int(next_logits(model, unread, cache).argmax())]
-    return ids[-count:]
-
-
-def test_two_makes_write_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    assert contents(make_with_the_command(tmp_path / "again")) == contents(folder)
-
-
-def test_processes_that_ask_at_once_get_one_complete_folder(folder: Path, tmp_path: Path) -> None:
-    processes = [ask_for_the_source(tmp_path) for _ in range(4)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "waiting\n"
-    answers = {process.communicate("go\n", timeout=60)[0] for process in processes}
-
-    [ready] = (tmp_path / "mlxrpc").iterdir()
-    assert answers == {f"{ready}\nFalse\n"}
-    assert contents(ready) == contents(folder)
-
-
-def test_the_folder_that_is_there_first_stays(tmp_path: Path) -> None:
-    ready = tmp_path / "demo"
-    ready.mkdir()
-    (ready / "first").touch()
-    demo.make_into(ready)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["demo", "demo/first"]
-
-
-def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
-        demo.make_into(tmp_path / "file" / "demo")
+def test_its_tokenizer_has_the_tokens_that_its_configuration_names(tokenizer: Any) -> None:
+    config = load_config(demo.source())
+    assert len(tokenizer) == config["vocab_size"]
+    assert "<|im_end|>" in tokenizer.convert_ids_to_tokens(config["eos_token_id"])
+    for marker in ("<think>", "</think>", "<tool_call>", "</tool_call>"):
+        assert len(tokenizer.encode(marker, add_special_tokens=False)) == 1
 
 
 @given(text=st.text())
-def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str) -> None:
+def test_any_text_survives_its_tokenizer(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("🚀", 1), ("리", 1), ("🦊", 3), ("뷁", 3), ("<|im_end|>", 1), ("<think>", 1), ("</tool_call>", 1)],
-)
-def test_some_characters_are_one_token_and_others_are_split(tokenizer: Any, text: str, count: int) -> None:
-    assert len(tokenizer.encode(text, add_special_tokens=False)) == count
-
-
-def test_the_configuration_tells_what_the_tokenizer_has(folder: Path, tokenizer: Any, model: Any) -> None:
-    assert len(tokenizer) == model.args.vocab_size == VOCABULARY
-    assert model.args.max_position_embeddings == tokenizer.model_max_length == CONTEXT
-    assert tokenizer.convert_ids_to_tokens(EOS_IDS) == ["<|im_end|>", "<|endoftext|>"]
-    assert load_config(folder)["eos_token_id"] == EOS_IDS
-
-
-def test_the_template_renders_each_role(tokenizer: Any) -> None:
-    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "서울"}}}
+def test_its_template_renders_a_conversation() -> None:
     rendered = render(
-        tokenizer,
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "비가 와요?"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "sunny"},
-        add_generation_prompt=True,
+        {"role": "user", "content": "누구세요?"},
+        {"role": "assistant", "content": "Pebble 🙂"},
+        {"role": "user", "content": "And where?"},
     )
     assert rendered == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
-        "<|im_start|>user\n비가 와요?<|im_end|>\n"
-        "<|im_start|>assistant\n"
-        '<tool_call>{"name": "weather", "arguments": {"city": "서울"}}</tool_call><|im_end|>\n'
-        "<|im_start|>tool\nsunny<|im_end|>\n"
+        "<|im_start|>user\n누구세요?<|im_end|>\n"
+        "<|im_start|>assistant\nPebble 🙂<|im_end|>\n"
+        "<|im_start|>user\nAnd where?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 
 
-def test_the_template_offers_tools_after_the_system_message(tokenizer: Any) -> None:
-    messages = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}
-    rendered = render(tokenizer, *messages, tools=[{"name": "weather"}])
-    instructions, question = rendered.split("<|im_end|>\n", 1)
-    assert instructions.startswith("<|im_start|>system\nBe brief.\n\nYou can call these functions:\n")
-    assert '\n{"name": "weather"}\n' in instructions
-    assert question == "<|im_start|>user\nHi<|im_end|>\n"
+def test_its_template_offers_tools_and_renders_their_calls_and_answers(tokenizer: Any) -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "서울"}}}
+    messages = [
+        {"role": "user", "content": "비가 와요?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "sunny"},
+    ]
+    rendered = tokenizer.apply_chat_template(messages, tools=[{"name": "weather"}], tokenize=False)
+    assert '\n{"name": "weather"}\n' in rendered
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "서울"}}\n</tool_call>' in rendered
+    assert "<|im_start|>tool\n<tool_response>\nsunny\n</tool_response><|im_end|>\n" in rendered
 
 
-def test_the_template_closes_the_thinking_that_is_not_wanted(tokenizer: Any) -> None:
+def test_its_template_begins_the_thinking_or_closes_it() -> None:
     message = {"role": "user", "content": "Hi"}
-    rendered = render(tokenizer, message, add_generation_prompt=True, enable_thinking=False)
-    assert rendered.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    plain = render(message)
+    assert plain.endswith("<|im_start|>assistant\n")
+    assert render(message, enable_thinking=True) == plain + "<think>\n"
+    assert render(message, enable_thinking=False) == plain + "<think>\n\n</think>\n\n"
 
 
-def test_the_template_refuses_a_system_message_that_is_not_the_first(tokenizer: Any) -> None:
+def test_its_template_refuses_a_system_message_that_is_not_the_first() -> None:
     with pytest.raises(TemplateError, match="system message"):
-        render(tokenizer, {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."})
-
-
-def test_greedy_text_does_not_fall_into_a_loop(tokenizer: Any, model: Any) -> None:
-    texts = [continue_greedily(model, tokenizer.encode(prompt), 30) for prompt in PROMPTS]
-    assert min(len(set(text)) for text in texts) >= 15
-    assert len({tuple(text[:8]) for text in texts}) == len(PROMPTS)
-
-
-def test_the_end_is_unlikely_but_possible(tokenizer: Any, model: Any) -> None:
-    for prompt in PROMPTS:
-        logits = next_logits(model, tokenizer.encode(prompt))
-        assert 1e-7 < np.exp(logits[EOS_IDS]).sum() / np.exp(logits).sum() < 1e-3
-        assert logits.argmax() < LEARNED
-
-
-def test_logits_are_spread_and_depend_on_every_token_and_its_place(tokenizer: Any, model: Any) -> None:
-    ids = tokenizer.encode("Once upon a time in a village by the river")
-    logits = next_logits(model, ids)
-    assert 2 < logits.std() < 4
-    for other in ([ids[1], *ids[1:]], [ids[1], ids[0], *ids[2:]], ids[1:]):
-        assert (next_logits(model, other) - logits).std() > 0.1
+        render({"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."})

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from mlxrpc_server import demo
 from mlxrpc_server.catalog import Entry, ModelConfig
 from mlxrpc_server.engine import wire
 from mlxrpc_server.errors import ModelUnusable, Unavailable
@@ -21,13 +20,13 @@ from mlxrpc_server.flight import Flight, Orders
 from mlxrpc_server.model import Model
 from mlxrpc_server.types import ModelHealth, ModelName, RowId, Sampling
 from mlxrpc_server.worker import Worker
-from tests import fakes
+from tests import fakes, noise_model
 from tests.engine.running import GREEDY, alone, row
 from tests.same_tokens import assert_same_tokens, judge
 from tests.server import fake_worker
 
-LOAD = wire.Load(name="m", path=str(demo.source()), log_format="text", max_rows=64, prefill_tokens=256)
-ENTRY = Entry(ModelConfig(ModelName("m"), demo.source()))
+LOAD = wire.Load(name="m", path=str(noise_model.folder()), log_format="text", max_rows=64, prefill_tokens=256)
+ENTRY = Entry(ModelConfig(ModelName("m"), noise_model.folder()))
 DRAINING = Unavailable("DRAINING", "the server is shutting down", 1.0)
 
 

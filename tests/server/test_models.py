@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxrpc_server import demo
 from mlxrpc_server.catalog import Catalog, Entry, ModelConfig
 from mlxrpc_server.engine import wire
 from mlxrpc_server.errors import ModelUnusable, Unavailable
 from mlxrpc_server.model import Model
 from mlxrpc_server.models import Limits, Models
 from mlxrpc_server.types import ModelHealth, ModelName, ModelState
-from tests import fakes
+from tests import fakes, noise_model
 from tests.server.fake_models import House, Lease, house, no_tasks_left
 
 BYTES = 256
@@ -616,7 +615,7 @@ async def test_the_process_of_an_evicted_model_is_gone_before_the_next_one_start
         path = str(entry.config.source)
         return Model(entry, wire.Load(name=entry.name, path=path, log_format="text", max_rows=4, prefill_tokens=64))
 
-    catalog = Catalog([ModelConfig(ModelName(name), demo.source()) for name in ("a", "b")])
+    catalog = Catalog([ModelConfig(ModelName(name), noise_model.folder()) for name in ("a", "b")])
     models = Models(make, Limits(max_loaded=1))
     async with models.lease(catalog.find("a")) as model:
         evicted = model.pid

@@ -17,7 +17,7 @@ from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import model_pb2
 from mlxrpc.v1.inference_pb2_grpc import InferenceServiceStub
 from mlxrpc.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server as add_inference
-from mlxrpc_server import demo, parse
+from mlxrpc_server import parse
 from mlxrpc_server.calls import Calls
 from mlxrpc_server.catalog import Catalog, ModelConfig
 from mlxrpc_server.generation import Delta, Event, PrefillProgress, Service
@@ -25,6 +25,7 @@ from mlxrpc_server.models import Limits, Models
 from mlxrpc_server.servicer import InferenceService
 from mlxrpc_server.tokenizer import Tokenizers
 from mlxrpc_server.types import FinishReason, ModelName, RequestId, SamplingChoice, TextInput
+from tests import noise_model
 from tests.fakes import (
     ScriptedService,
     catalog,
@@ -150,17 +151,14 @@ async def test_a_large_request_is_read_beside_the_loop() -> None:
     assert service.requests[0].input == TextInput("x")
 
 
-# CountTokens: the built-in model's real tokenizer, and no model at all.
-
-
-@pytest.fixture(scope="module")
-def demo_source() -> Path:
-    return demo.source()
+# CountTokens: a real tokenizer, and no model at all.
 
 
 @pytest.fixture
-async def counting(demo_source: Path) -> AsyncIterator[Service]:
-    config = ModelConfig(name=ModelName("demo"), source=demo_source, aliases=("d",), system_prompt="Be brief.")
+async def counting() -> AsyncIterator[Service]:
+    config = ModelConfig(
+        name=ModelName("noise"), source=noise_model.folder(), aliases=("d",), system_prompt="Be brief."
+    )
     tokenizers = Tokenizers()
     yield Service(Catalog([config]), tokenizers, Models(no_model, Limits()))
     await tokenizers.close()

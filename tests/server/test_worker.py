@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from mlxrpc_server import demo
 from mlxrpc_server.engine import wire
 from mlxrpc_server.types import RowId, Sampling
 from mlxrpc_server.worker import Worker
+from tests import noise_model
 from tests.engine.running import GREEDY, alone, row
 from tests.same_tokens import assert_same_tokens, judge
 from tests.server.fake_worker import READY, command
@@ -28,14 +28,14 @@ LOAD = wire.Load(name="m", path="", log_format="text", max_rows=8, prefill_token
 # Starts a worker, keeps it busy, and says so; whoever reads its output to the end has seen both processes end.
 PARENT = """
 import asyncio
-from mlxrpc_server import demo
+import sys
 from mlxrpc_server.engine import wire
 from mlxrpc_server.types import Sampling
 from mlxrpc_server.worker import Worker
 
 async def main():
     worker = await Worker.spawn()
-    worker.send(wire.Load(name="m", path=str(demo.source()), log_format="text", max_rows=8, prefill_tokens=64))
+    worker.send(wire.Load(name="m", path=sys.argv[1], log_format="text", max_rows=8, prefill_tokens=64))
     async for message in worker.messages():
         match message:
             case wire.Ready():
@@ -105,9 +105,11 @@ def open_descriptors() -> int:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def engine() -> AsyncIterator[Worker]:
-    """A real worker with the built-in model, for tests that leave it idle."""
+    """A real worker with the noise model, for tests that leave it idle."""
     worker = await Worker.spawn()
-    worker.send(wire.Load(name="demo", path=str(demo.source()), log_format="text", max_rows=8, prefill_tokens=64))
+    worker.send(
+        wire.Load(name="noise", path=str(noise_model.folder()), log_format="text", max_rows=8, prefill_tokens=64)
+    )
     await until_ready(worker)
     yield worker
     await worker.end()
@@ -150,7 +152,7 @@ async def test_ids_beyond_the_logits_are_refused_and_harm_nobody(engine: Worker)
 
 async def test_rows_that_have_no_room_beside_each_other_run_one_after_another() -> None:
     worker = await Worker.spawn()
-    worker.send(wire.Load("demo", str(demo.source()), "text", max_rows=8, prefill_tokens=64, kv_bytes=1))
+    worker.send(wire.Load("noise", str(noise_model.folder()), "text", max_rows=8, prefill_tokens=64, kv_bytes=1))
     await until_ready(worker)
     worker.send(submit(1, [5, 6, 7], 3))
     worker.send(submit(2, [8], 3))
@@ -160,7 +162,8 @@ async def test_rows_that_have_no_room_beside_each_other_run_one_after_another() 
 
 
 def test_a_busy_worker_dies_with_its_parent() -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+    command = [sys.executable, "-c", PARENT, str(noise_model.folder())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         parent.kill()
@@ -189,7 +192,9 @@ def test_a_worker_that_fails_says_whose_it_was_and_why() -> None:
     command = [sys.executable, "-m", "mlxrpc_server.engine", str(theirs.fileno()), str(watched)]
     fds = (theirs.fileno(), watched)
     with ours, theirs, subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE, text=True) as process:
-        ours.sendall(wire.encode(wire.Load("of mine", str(demo.source()), "json", max_rows=8, prefill_tokens=64)))
+        ours.sendall(
+            wire.encode(wire.Load("of mine", str(noise_model.folder()), "json", max_rows=8, prefill_tokens=64))
+        )
         ours.recv(1 << 18)
         ours.sendall(b"\x02\x00\x00\x00no")
         assert process.stderr is not None

@@ -1,21 +1,29 @@
-"""Makes the built-in model: `python -m mlxrpc_server.demo.make FOLDER`.
+"""A small Qwen3 with random weights: its greedy text is noise of every kind of character, and never ends by itself.
 
-A small Qwen3 with random weights, a byte-level tokenizer trained on the text below, and a ChatML template.
-The same versions of mlx and tokenizers write the same bytes every time. Knows neither the server nor mlx-lm,
-only the names and shapes that mlx-lm expects.
+For tests of everything that is not about answers. The same versions of mlx and tokenizers write the same bytes every
+time: `folder()` has them made once and kept. Knows only the names and shapes that mlx-lm expects.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+NAME = "noise"
+"""What servers call it in tests."""
+
+MADE = Path(__file__).parents[1] / ".pytest_cache"
 
 SEED = 20
 VOCABULARY = 1_280
@@ -43,6 +51,31 @@ MARKER_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 ADDED_TOKENS = CONTROL_TOKENS + MARKER_TOKENS
 LEARNED = VOCABULARY - len(ADDED_TOKENS)  # the added tokens stand last
 EOS_IDS = [LEARNED + ADDED_TOKENS.index(token) for token in (MESSAGE_END, END_OF_TEXT)]
+
+
+@functools.cache
+def folder() -> Path:
+    """The folder of the ready model. Any number of processes may ask at once: the first to finish making it wins."""
+    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    ready = MADE / f"{NAME}-{digest}"
+    if not ready.is_dir():
+        make_into(ready)
+    return ready
+
+
+def make_into(ready: Path) -> None:
+    """Make the model beside its place and rename it there: a folder that can be seen is complete."""
+    ready.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{ready.name}-", dir=ready.parent, ignore_cleanup_errors=True) as scratch:
+        made = Path(scratch) / "model"
+        # A process of its own, so that the one that asks keeps its random state. -P keeps the files beside this one
+        # from hiding other modules.
+        subprocess.run([sys.executable, "-P", __file__, str(made)], stdin=subprocess.DEVNULL, check=True)
+        try:
+            made.rename(ready)
+        except OSError:
+            if not ready.is_dir():
+                raise
 
 
 def make(folder: Path) -> None:
