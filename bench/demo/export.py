@@ -23,7 +23,7 @@ GROUP, BITS = 64, 8
 def export(work: Path, folder: Path) -> None:
     weights, notes = trained(work / "checkpoint.safetensors")
     settings = config(size_of(weights))
-    model = qwen3.Model(qwen3.ModelArgs.from_dict(settings))
+    model = qwen3.Model(qwen3.ModelArgs.from_dict(settings))  # type: ignore[no-untyped-call]
     model.load_weights(list(weights.items()))
     small_files(work, folder / "bf16", settings)
     write_halves(folder / "bf16", weights)

@@ -56,7 +56,7 @@ def new_model(size: str, seed: int) -> qwen3.Model:
     """Random weights; what a block adds to the stream starts small."""
     mx.random.seed(seed)
     settings = config(size)
-    model = qwen3.Model(qwen3.ModelArgs.from_dict(settings))
+    model = qwen3.Model(qwen3.ModelArgs.from_dict(settings))  # type: ignore[no-untyped-call]
     shrink = 1 / math.sqrt(2 * settings["num_hidden_layers"])
 
     def start(path: str, weight: mx.array) -> mx.array:
@@ -67,7 +67,8 @@ def new_model(size: str, seed: int) -> qwen3.Model:
 
 
 def parameter_count(model: qwen3.Model) -> int:
-    return sum(array.size for _, array in tree_flatten(model.parameters()))
+    flat: Any = tree_flatten(model.parameters())
+    return sum(array.size for _, array in flat)
 
 
 def write_json(path: Path, value: object) -> None:
