@@ -1,0 +1,48 @@
+"""The one seam through which rows of our own layout reach the attention of mlx-lm's models.
+
+A model of mlx-lm 0.32 hands what its cache's `update_and_fetch` returned to `scaled_dot_product_attention`, a global
+of its own module, and offers no other place to say how the rows lie. Knows no layout: those say it themselves.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Protocol, runtime_checkable
+
+import mlx.core as mx
+from mlx_lm.models import base
+
+NAME = "scaled_dot_product_attention"
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """What a cache of ours gives to its model in place of the keys."""
+
+    def attend(self, queries: mx.array, scale: float, mask: Any) -> mx.array:
+        """Of each row's one query over all that the row holds; the mask is what the cache's `make_mask` gave."""
+
+
+def route(model: Any) -> None:
+    """From now on the model's attention asks what is stored; whatever is not `Stored` goes mlx-lm's own way."""
+    for module in {type(part).__module__ for part in model.modules()}:
+        namespace = sys.modules[module]
+        if getattr(namespace, NAME, None) is base.scaled_dot_product_attention:
+            setattr(namespace, NAME, _attention)
+
+
+def _attention(
+    queries: mx.array,
+    keys: Any,
+    values: Any,
+    cache: Any,
+    scale: float,
+    mask: Any,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    if isinstance(keys, Stored):
+        if sinks is not None:
+            raise NotImplementedError("rows that are stored together have no attention sinks")
+        return keys.attend(queries, scale, mask)
+    attended: mx.array = base.scaled_dot_product_attention(queries, keys, values, cache, scale, mask, sinks)
+    return attended
