@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,13 @@ from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
+from mlxrpc_server.engine import device
 from mlxrpc_server.engine.kv import Lanes, Slots
 from mlxrpc_server.engine.load import CannotLoad, load, proven
 from tests import noise_model
 from tests.engine import tiny
+
+on_cpu = pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="other devices take weights as they are")
 
 PROBE = [[1, 2, 3, 4], [5, 6], [7, 8, 9], [10, 11, 12, 13, 14]]
 
@@ -124,17 +128,70 @@ def rewritten(folder: Path, rewrite: Callable[[Any], None], **config: Any) -> Pa
 
 def test_half_precision_becomes_float32_on_a_cpu_which_is_slow_at_it(tmp_path: Path) -> None:
     loaded = load(rewritten(tmp_path, lambda model: model.set_dtype(mx.bfloat16)), nothing)
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    assert loaded.dtype == (mx.float32 if on_cpu else mx.bfloat16)
+    assert loaded.dtype == (mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.bfloat16)
     assert loaded.batched
 
 
-def test_quantized_weights_stay_quantized(tmp_path: Path) -> None:
-    folder = rewritten(tmp_path, lambda model: quantize(model, 64, 4))
-    loaded = load(change(folder, quantization={"group_size": 64, "bits": 4}), nothing)
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In 4 bits, with scales in bfloat16, as most models are published."""
+
+    def rewrite(model: Any) -> None:
+        model.set_dtype(mx.bfloat16)
+        quantize(model, 64, 4)
+
+    folder = rewritten(tmp_path_factory.mktemp("quantized"), rewrite)
+    return change(folder, quantization={"group_size": 64, "bits": 4})
+
+
+@on_cpu
+def test_quantized_weights_become_float32_on_a_cpu_which_is_slow_at_them(quantized: Path) -> None:
+    loaded, kept = load(quantized, nothing), load(quantized, nothing, keep_quantized=True)
+    parameters: dict[str, mx.array] = dict(tree_flatten(loaded.model.parameters()))
+    assert {array.dtype for array in parameters.values()} == {mx.float32}
     assert loaded.batched
-    assert loaded.model.layers[0].mlp.up_proj.bits == 4
-    assert loaded.parameter_count == load(noise_model.folder(), nothing).parameter_count
+    assert loaded.dtype == mx.float32
+    assert loaded.parameter_count == kept.parameter_count == load(noise_model.folder(), nothing).parameter_count
+
+
+@on_cpu
+def test_weights_in_float32_are_what_the_quantized_ones_stand_for(quantized: Path) -> None:
+    """To the last bit of a scale in bfloat16 and in float32 alike: the product is not rounded on its way."""
+    layer = load(quantized, nothing).model.layers[1].mlp.up_proj
+    stored: dict[str, mx.array] = dict(mx.load(str(quantized / "model.safetensors")))  # type: ignore[arg-type]
+    weight, scales, biases = (stored[f"model.layers.1.mlp.up_proj.{part}"] for part in ("weight", "scales", "biases"))
+    places = (weight[:, :, None] >> (4 * mx.arange(8))) & 15
+    grouped = places.reshape(weight.shape[0], -1, 64).astype(mx.float32)
+    expected = grouped * scales[..., None].astype(mx.float32) + biases[..., None].astype(mx.float32)
+    assert float(mx.abs(layer.weight - expected.reshape(layer.weight.shape)).max()) < 1e-6
+
+
+def test_quantized_weights_stay_as_they_are_where_they_are_to_be_measured(quantized: Path) -> None:
+    kept = load(quantized, nothing, keep_quantized=True)
+    assert kept.batched
+    assert kept.dtype == mx.bfloat16
+    assert kept.model.layers[0].mlp.up_proj.bits == 4
+
+
+@on_cpu
+def test_weights_stay_as_they_are_where_float32_would_take_more_than_half_of_the_free_memory(quantized: Path) -> None:
+    needed = 2 * 4 * load(quantized, nothing).parameter_count
+    assert load(quantized, nothing, free_bytes=lambda: needed).dtype == mx.float32
+    tight = load(quantized, nothing, free_bytes=lambda: needed - 2)
+    assert tight.dtype == mx.bfloat16
+    assert tight.model.layers[0].mlp.up_proj.bits == 4
+
+
+@on_cpu
+def test_other_ways_of_quantizing_become_float32_too(tmp_path: Path) -> None:
+    folder = rewritten(tmp_path, lambda model: quantize(model, 32, 4, mode="mxfp4"))
+    loaded = load(change(folder, quantization={"group_size": 32, "bits": 4, "mode": "mxfp4"}), nothing)
+    parameters: dict[str, mx.array] = dict(tree_flatten(loaded.model.parameters()))
+    assert {array.dtype for array in parameters.values()} == {mx.float32}
+
+
+def test_the_free_memory_is_some_and_not_more_than_all() -> None:
+    assert 0 < device.free_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Misbehaving:

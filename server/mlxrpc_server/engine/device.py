@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import mlx.core as mx
+
+MEMORY_FACTS = Path("/proc/meminfo")
+CONTAINER_LIMITS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+"""The most that this container may take, and what it takes: cgroups in their second version, and in their first."""
 
 
 def memory_bytes() -> int:
@@ -12,3 +20,31 @@ def memory_bytes() -> int:
     facts = mx.device_info()
     told = facts.get("memory_size") or facts.get("total_memory")
     return int(told) if told else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_bytes() -> int:
+    """What a process on the CPU may still take: what the system has left, or this container, whichever is less."""
+    left = [_read(limit) - _read(taken) for limit, taken in CONTAINER_LIMITS if _is_number(limit)]
+    return max(0, min([_available(), *left]))
+
+
+def _available() -> int:
+    """As Linux estimates it, caches that can go included; all memory where nobody tells."""
+    try:
+        lines = MEMORY_FACTS.read_text().splitlines()
+    except OSError:
+        return memory_bytes()
+    facts = dict(line.split(":", 1) for line in lines)
+    return 1024 * int(facts["MemAvailable"].split()[0])
+
+
+def _is_number(path: Path) -> bool:
+    """A file that is absent, or says `max`, is no limit."""
+    try:
+        return path.read_text().strip().isdigit()
+    except OSError:
+        return False
+
+
+def _read(path: Path) -> int:
+    return int(path.read_text())

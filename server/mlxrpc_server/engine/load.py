@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
 
+from mlxrpc_server.engine import device
 from mlxrpc_server.engine.kv import KV, Lanes, for_model
 from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.engine.sampling import Draws
@@ -28,6 +29,9 @@ Report = Callable[[str], None]
 
 TOLERANCE = {mx.float32: 1e-3, mx.float16: 2e-2, mx.bfloat16: 8e-2}
 """How far a row's logits may differ between alone and in a batch, as a part of the largest logit."""
+
+WIDE_SHARE = 1 / 2
+"""Of the free memory, for weights in float32: the rest is for keys and values, for transients, and for other models."""
 
 PROBE_LENGTHS = (5, 2, 9, 3)
 
@@ -49,23 +53,35 @@ class Loaded:
         return not isinstance(self.kv, Lanes)
 
 
-def load(path: Path, report: Report, room: Room = UNBOUNDED) -> Loaded:
-    """Raises CannotLoad, and nothing else: whoever waits for the model is told the cause."""
+def load(
+    path: Path,
+    report: Report,
+    room: Room = UNBOUNDED,
+    *,
+    keep_quantized: bool = False,
+    free_bytes: Callable[[], int] = device.free_bytes,
+) -> Loaded:
+    """Raises CannotLoad, and nothing else: whoever waits for the model is told the cause.
+
+    Quantized weights become float32 on a CPU, unless they are to be measured as they are: `keep_quantized`.
+    """
     report("config")
     _check_config(path)
     try:
-        return _loaded(path, report, room)
+        return _loaded(path, report, room, keep_quantized, free_bytes)
     except CannotLoad:
         raise
     except Exception as error:  # whatever mlx-lm, a model's own code and MLX raise on files that they did not expect
         raise CannotLoad(f"{type(error).__name__}: {error}") from error
 
 
-def _loaded(path: Path, report: Report, room: Room) -> Loaded:
+def _loaded(path: Path, report: Report, room: Room, keep_quantized: bool, free_bytes: Callable[[], int]) -> Loaded:
     report("weights")
     model, _config = mlx_lm_utils.load_model(path, lazy=True)
     model.eval()
     report("memory")
+    if mx.default_device() == mx.Device(mx.cpu) and not (keep_quantized and _is_quantized(model)):
+        _widen(model, free_bytes)
     dtype = _settle(model)
     report("warm-up")
     probe = _probe_tokens()
@@ -76,7 +92,7 @@ def _loaded(path: Path, report: Report, room: Room) -> Loaded:
         kv=kv,
         vocabulary_size=_logits_width(model, probe[0]),
         dtype=dtype,
-        parameter_count=int(mlx_lm_utils.get_total_parameters(model)),  # type: ignore[no-untyped-call]
+        parameter_count=_parameter_count(model),
     )
 
 
@@ -93,17 +109,45 @@ def _check_config(path: Path) -> None:
         raise CannotLoad(f"no model*.safetensors in {path}")
 
 
-def _settle(model: Any) -> mx.Dtype:
-    """Brings every array into memory, in the dtype that this device is good at; gives that dtype."""
-    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    floats = {array.dtype for array in parameters.values() if mx.issubdtype(array.dtype, mx.floating)}
-    quantized = any(name.endswith(".scales") for name in parameters)
-    # On a CPU, half-precision products are plain loops, many times slower than float32.
-    if mx.default_device() == mx.Device(mx.cpu) and not quantized and floats != {mx.float32}:
+def _widen(model: Any, free_bytes: Callable[[], int]) -> None:
+    """To float32: a CPU's products of half-precision and of quantized matrices are plain loops, many times slower."""
+    if _float_types(model) == {mx.float32} and not _is_quantized(model):
+        return
+    needed, most = 4 * _parameter_count(model), int(WIDE_SHARE * free_bytes())
+    sizes = {"float32_bytes": needed, "most_bytes": most}
+    if any(name.endswith(".global_scale") for name in _parameters(model)):
+        log.warning("the weights stay as they are stored, which is slow on a CPU: mlx-lm cannot dequantize them")
+    elif needed > most:
+        log.warning("the weights stay as they are stored, which is slow on a CPU: float32 takes too much", extra=sizes)
+    else:
+        log.info("the weights become float32, which is fastest on a CPU", extra=sizes)
+        # First the scales, from which most modes take the precision of the product; then what the other modes gave.
         model.set_dtype(mx.float32)
-        floats = {mx.float32}
+        mlx_lm_utils.dequantize_model(model).set_dtype(mx.float32)
+
+
+def _settle(model: Any) -> mx.Dtype:
+    """Brings every array into memory; gives the dtype that the model computes in."""
     mx.eval(_arrays(model))
+    floats = _float_types(model)
     return mx.bfloat16 if mx.bfloat16 in floats else mx.float16 if mx.float16 in floats else mx.float32
+
+
+def _parameters(model: Any) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))
+
+
+def _parameter_count(model: Any) -> int:
+    """As before quantization."""
+    return int(mlx_lm_utils.get_total_parameters(model))  # type: ignore[no-untyped-call]
+
+
+def _float_types(model: Any) -> set[mx.Dtype]:
+    return {array.dtype for array in _parameters(model).values() if mx.issubdtype(array.dtype, mx.floating)}
+
+
+def _is_quantized(model: Any) -> bool:
+    return any(name.endswith(".scales") for name in _parameters(model))
 
 
 def _arrays(model: Any) -> list[mx.array]:
