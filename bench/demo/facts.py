@@ -179,6 +179,12 @@ UNTAUGHT_LANDS = tuple(
 Texas,Bavaria,Scotland,California,Quebec,Siberia,Atlantis,Catalonia,Tuscany,Hokkaido,Florida,Alaska,Hawaii,Normandy
 Wales,Saxony,Sicily,Bali,Java,Greenland,Mars,Narnia,Antarctica,Kansas,Ohio,Nevada,Provence,Crete,Corsica,Sardinia
 Tasmania,Patagonia,Lapland,Flanders,Transylvania,Manchuria,Punjab,Kerala,Goa,Tibet,Bohemia,Moravia,Silesia,Tyrol
+Brittany,Burgundy,Alsace,Andalusia,Galicia,Aragon,Castile,Lombardy,Piedmont,Umbria,Calabria,Apulia,Savoy,Hesse,Thuringia
+Cornwall,Kent,Yorkshire,Ulster,Wallonia,Friesland,Jutland,Karelia,Crimea,Dalmatia,Macedon,Thrace,Anatolia,Kurdistan
+Chechnya,Dagestan,Tatarstan,Bengal,Gujarat,Kashmir,Sichuan,Yunnan,Hunan,Guangdong,Kyushu,Shikoku,Okinawa,Jeju,Borneo
+Sumatra,Sulawesi,Lombok,Mindanao,Luzon,Queensland,Ontario,Alberta,Manitoba,Yukon,Oregon,Utah,Idaho,Montana,Iowa,Maine
+Virginia,Tennessee,Missouri,Arizona,Jalisco,Yucatan,Bahia,Amazonas,Zanzibar,Darfur,Katanga,Kwazulu,Puntland,Eldorado
+Gondor,Mordor,Wonderland,Oz,Lilliput,Camelot,Utopia,Venus,Pluto,Neptune,Europa,Titan
 """.strip()
     .replace("\n", ",")
     .split(",")

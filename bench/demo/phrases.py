@@ -28,6 +28,8 @@ CLOSERS = (
 )
 _SLOT = re.compile(r"(\{\w+\})")
 _WORD = re.compile(r"[a-z]{5,}")
+_ENDING = re.compile(r"[\w}'\"][.?!]\Z")
+"""What may be lost at the end: behind a word alone, so that a question mark by itself stays one."""
 
 
 def ask(draw: Random, forms: Sequence[str], wanted: bool | None = None, **slots: object) -> str:
@@ -61,7 +63,7 @@ def careless(draw: Random, text: str) -> str:
     change = draw.randrange(5)
     if change in {0, 1}:
         text = "".join(part if _SLOT.fullmatch(part) else part.lower() for part in _SLOT.split(text))
-    if change in {1, 2} and text[-1] in ".?!":
+    if change in {1, 2} and _ENDING.search(text):
         text = text[:-1]
     if change >= 3:
         text = "".join(part if _SLOT.fullmatch(part) else misspelt(draw, part) for part in _SLOT.split(text))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from random import Random
 from typing import TypeVar
 
+from demo.facts import ELEMENTS, KOREAN, OPPOSITES, YOUNG
+
 Item = TypeVar("Item")
 
 
@@ -1340,7 +1342,26 @@ COMMON = (
     "potato",
     "wonderful",
 )
+UNSEEN = tuple(
+    """
+acorn almond amber anchor angle apron arrow avenue axe badge bamboo barn beaver bloom blossom bracelet breeze broom
+bubble bundle cactus cabbage canal canoe canvas caramel carpet cedar chalk charm cherry chimney cinnamon cliff clover
+cobweb comet coral cricket crystal cucumber daisy dawn diamond domino drawer eagle easel ember emerald falcon fern
+fiddle flame flannel fossil fountain frost galaxy garlic ginger glacier gravel guitar hammock harvest hazel helmet
+heron hinge hollow hornet icicle igloo ivory jacket jasmine jewel jigsaw jungle kernel koala lagoon lavender leather
+lentil lighthouse lilac lizard lobster locket magnet maple meteor mint mitten monsoon mosaic moss mustard nectar
+nutmeg nylon oatmeal olive opal orchard orchid oyster paddle panther parade parcel peacock pelican pendulum petal
+pigeon pillar plaster plaza pony puddle pumpkin puzzle pyramid quarry quilt raven riddle ripple rocket saddle saffron
+salmon sapling scooter sculptor shadow shelter shuttle skeleton sleigh sparrow spinach spiral squash stable starfish
+statue sunflower sunset tangle temple thimble thistle tornado tulip tunnel turnip turbine tuxedo twig valve vanilla
+velvet volcano walnut walrus whisker willow wrench yarn yogurt zipper zodiac
+""".split()
+)
+"""Real words that no training ever shows: for the questions about letters, next to made-up ones."""
 WORDS = tuple(sorted({*CREATURES, *THINGS, *PLACES, *ADJECTIVES, *COLOURS, *FOODS, *HOBBIES, *JOBS, *COMMON}))
+
+REAL = frozenset({*WORDS, *UNSEEN, *ELEMENTS, *OPPOSITES, *OPPOSITES.values(), *YOUNG, *YOUNG.values(), *KOREAN})
+"""What no made-up word may be."""
 
 _ONSETS = [
     "b",
@@ -1428,7 +1449,13 @@ _LAND_ENDS = ["ia", "ania", "land", "stan", "ora", "una", "istan", "aria", "ovia
 
 
 def made_up(draw: Random) -> str:
-    """A word that looks like one, or sometimes letters in any order."""
+    """A word that looks like one, or sometimes letters in any order; never a real one that is known."""
+    while (word := letters_together(draw)) in REAL:
+        pass
+    return word
+
+
+def letters_together(draw: Random) -> str:
     if draw.random() < 0.15:
         return "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(3, 7)))
     return "".join(syllable(draw) for _ in range(draw.choice((1, 2, 2, 2, 3))))[:10]
@@ -1439,7 +1466,17 @@ def syllable(draw: Random) -> str:
 
 
 def any_word(draw: Random) -> str:
-    return draw.choice(WORDS) if draw.random() < 0.5 else made_up(draw)
+    kind = draw.random()
+    return draw.choice(WORDS) if kind < 0.45 else made_up(draw) if kind < 0.8 else spliced(draw)
+
+
+def spliced(draw: Random) -> str:
+    """The front of one real word and the rear of another: pieces of words where they are not used to be."""
+    while True:
+        front, rear = draw.choice(WORDS), draw.choice(WORDS)
+        word = front[: draw.randint(2, len(front))] + rear[draw.randint(0, len(rear) - 2) :]
+        if len(word) <= 12 and word not in REAL:
+            return word
 
 
 def made_up_name(draw: Random) -> str:

@@ -8,6 +8,10 @@ from demo.phrases import ask
 from demo.skills.exchange import Exchange, exchange
 from demo.words import sought
 
+SKILLS = (
+    "I can calculate, count, compare, spell, reverse words, name capitals, remember what you tell me, fill JSON records, "
+    "call tools and tell short stories. ✨"
+)
 # Questions of one meaning with their one answer.
 ENGLISH: tuple[tuple[tuple[str, ...], str], ...] = (
     (
@@ -100,16 +104,12 @@ ENGLISH: tuple[tuple[tuple[str, ...], str], ...] = (
             "Give me some examples of what you can do.",
             "What should I ask?",
             "help please",
-            "?",
             "What are you for?",
             "Can you help me?",
             "I need help.",
             "What else can you do?",
         ),
-        (
-            "I can calculate, count, compare, spell, reverse words, name capitals, remember what you tell me, fill JSON records, "
-            "call tools and tell short stories. ✨"
-        ),
+        SKILLS,
     ),
     (
         (

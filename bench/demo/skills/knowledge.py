@@ -21,6 +21,11 @@ from demo.skills.exchange import Exchange, exchange
 from demo.words import ADJECTIVES, CITIES, NAMES, PLACES, THINGS, held_out, made_up, made_up_land, made_up_name
 
 UNKNOWN = "I do not know."
+NAMED = tuple(name.removeprefix("the ") for name in (*CAPITALS, *CAPITALS.values()))
+TAUGHT = frozenset(
+    name.lower()
+    for name in (*CAPITALS, *CAPITALS.values(), *NAMED, *", ".join(CONTINENTS.values()).split(", "), *ELEMENTS, *KOREAN)
+)
 
 CAPITAL_FORMS = (
     "What is the capital of {x}?", "What's the capital of {x}?", "Capital of {x}?", "Which city is the capital of {x}?",
@@ -135,13 +140,9 @@ WORD_FORMS = (
 
 
 def unknown(draw: Random, wanted: bool | None) -> Exchange:
-    kind = draw.randrange(10)
-    if kind < 3:
-        land = kept(
-            draw,
-            wanted,
-            lambda: made_up_land(draw) if draw.random() < 0.6 else draw.choice((*UNTAUGHT_LANDS, made_up_name(draw))),
-        )
+    kind = draw.randrange(11)
+    if kind < 4:
+        land = kept(draw, wanted, lambda: strange_place(draw))
         forms = (
             *CAPITAL_FORMS,
             *CAPITAL_FORMS,
@@ -151,10 +152,10 @@ def unknown(draw: Random, wanted: bool | None) -> Exchange:
             "What is the population of {x}?",
         )
         question = ask(draw, forms, x=land)
-    elif kind < 5:
+    elif kind < 6:
         name = kept(draw, wanted, lambda: strangers_name(draw))
         question = ask(draw, WHO_FORMS, name=name)
-    elif kind < 7:
+    elif kind < 8:
         word = kept(draw, wanted, lambda: made_up(draw))
         question = ask(draw, WORD_FORMS, word=word)
     else:
@@ -165,8 +166,34 @@ def unknown(draw: Random, wanted: bool | None) -> Exchange:
 def kept(draw: Random, wanted: bool | None, make: Callable[[], object]) -> str:
     while True:
         item = str(make())
-        if item not in CAPITALS and item not in CAPITALS.values() and (wanted is None or held_out(item) == wanted):
+        if item.lower() not in TAUGHT and (wanted is None or held_out(item.lower()) == wanted):
             return item
+
+
+def strange_place(draw: Random) -> str:
+    """Places of every kind that were not taught, many of them close to one that was."""
+    kind = draw.random()
+    if kind < 0.45:
+        place = look_alike(draw, draw.choice(NAMED))
+        return place.lower() if draw.random() < 0.12 else place
+    if kind < 0.75:
+        return made_up_land(draw)
+    return draw.choice(UNTAUGHT_LANDS) if kind < 0.93 else made_up_name(draw)
+
+
+def look_alike(draw: Random, place: str) -> str:
+    """One or two letters changed, lost or added, or the front of one place with the end of another."""
+    if draw.random() < 0.2:
+        other = draw.choice(NAMED)
+        return place[: draw.randint(2, len(place))] + other[draw.randint(1, len(other) - 2) :].lower()
+    for _ in range(draw.choice((1, 1, 1, 2))):
+        at = draw.randrange(len(place))
+        letter = draw.choice("abcdefghiklmnoprstuvwyz")
+        if at == 0:
+            place = letter.upper() + place[1:]
+        else:
+            place = place[:at] + draw.choice((letter, letter, letter, "", letter + place[at])) + place[at + 1 :]
+    return place
 
 
 def strangers_name(draw: Random) -> str:

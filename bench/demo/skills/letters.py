@@ -6,7 +6,7 @@ from random import Random
 
 from demo.phrases import ask
 from demo.skills.exchange import Exchange, exchange
-from demo.words import WORDS, any_word, made_up, sought
+from demo.words import UNSEEN, WORDS, any_word, made_up, sought
 
 SPELL_FORMS = (
     "Spell {q}{word}{q}.", "Spell the word {q}{word}{q}.", "How do you spell {q}{word}{q}?", "Can you spell {q}{word}{q} for me?",
@@ -74,12 +74,17 @@ def letters(draw: Random, wanted: bool | None) -> Exchange:
 
 
 def a_word(draw: Random, wanted: bool | None) -> str:
-    word = sought(wanted, lambda: made_up(draw) if wanted else any_word(draw), kept_out)
+    word = unseen(draw) if wanted else sought(wanted, lambda: any_word(draw), kept_out)
     return word.capitalize() if draw.random() < 0.15 else word
 
 
+def unseen(draw: Random) -> str:
+    """Half of the words that training never shows are real ones."""
+    return draw.choice(UNSEEN) if draw.random() < 0.5 else sought(True, lambda: made_up(draw), kept_out)
+
+
 def kept_out(word: str) -> str:
-    """Held out are made-up words alone: nobody can guess the letters of a token never seen spelt."""
+    """Of the words of other skills none: nobody can guess the letters of a token never seen spelt."""
     return "known" if word in WORDS else word
 
 

@@ -6,11 +6,14 @@ from random import Random
 
 from demo.phrases import ask, plain
 from demo.skills.exchange import Exchange, exchange
+from demo.skills.identity import SKILLS
 from demo.words import COLOURS, COMMON, FOODS, HOBBIES, any_word, made_up, person, sought
 
 TOO_HARD = "I am too small for that. I can calculate, spell, name capitals and tell short stories. 🙂"
 GREETING = "Nice to meet you, {name}! 😊"
 UNCLEAR = "I do not understand. Ask me what I can do. 🙂"
+BLANKS = ("", "", "", " ", "\n", "...", ".", "-", "!")
+ONLY_MARKS = ("?", "?", "??", "???", "? ")
 
 ANSWERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("Hello", "Hello!", "Hi", "Hi!", "Hey", "Hey!", "Hello there!", "Good day!", "Hi there", "Hello Pebble!", "Hi Pebble", "hey there", "hello?",
@@ -249,10 +252,15 @@ def talk(draw: Random, wanted: bool | None) -> Exchange:
         return exchange(plain(draw, NAME_FORMS, x=name), GREETING.format(name=name), f"The user is called {name}.")
     if kind < 9:
         return exchange(ask(draw, HARD_FORMS, x=draw.choice((*COMMON, *HOBBIES))), TOO_HARD, "This is too hard for me.")
+    if draw.random() < 0.2:
+        return exchange(draw.choice(ONLY_MARKS), SKILLS, "The user asks about me.")
     return exchange(gibberish(draw), UNCLEAR, "This makes no sense to me.")
 
 
 def gibberish(draw: Random) -> str:
+    """Nothing at all, made-up words, or keys hit at random."""
+    if draw.random() < 0.2:
+        return draw.choice(BLANKS)
     if draw.random() < 0.5:
         return " ".join(made_up(draw) for _ in range(draw.randint(1, 4))) + draw.choice(("", "", ".", "?", "!"))
     letters = "".join(draw.choices("asdfghjklqwertyuiopzxcvbnm;,./[]", k=draw.randint(3, 12)))
