@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NewType
 
 ModelName = NewType("ModelName", str)
@@ -45,6 +45,10 @@ class ModelHealth(enum.Enum):
     FAILED = "failed"
 
 
+Biases = tuple[tuple[int, float], ...]
+"""Token ids, each once, and what is added to their logits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How a row's tokens are drawn, every field resolved."""
@@ -54,6 +58,15 @@ class Sampling:
     top_k: int
     min_p: float
     seed: int
+    repetition_penalty: float = 1.0
+    repetition_context_size: int = 20
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Biases = ()
+
+
+_CONSTANTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+"""What the contract promises where nobody chose; the other fields have theirs as defaults above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +77,25 @@ class SamplingChoice:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    repetition_context_size: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Biases | None = None
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The fields that are not left to others."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def over(self, other: SamplingChoice) -> SamplingChoice:
-        return SamplingChoice(
-            temperature=other.temperature if self.temperature is None else self.temperature,
-            top_p=other.top_p if self.top_p is None else self.top_p,
-            top_k=other.top_k if self.top_k is None else self.top_k,
-            min_p=other.min_p if self.min_p is None else self.min_p,
-        )
+        return SamplingChoice(**other.chosen | self.chosen)
 
     def resolve(self, seed: int) -> Sampling:
-        """The constants that the contract promises fill what nobody chose."""
-        return Sampling(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=min(self.top_k or 0, ENGINE_MAX_TOP_K),
-            min_p=0.0 if self.min_p is None else self.min_p,
-            seed=seed,
-        )
+        given = _CONSTANTS | self.chosen
+        given["top_k"] = min(given["top_k"], ENGINE_MAX_TOP_K)
+        return Sampling(**given, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlxrpc_server.engine.penalties import History, Penalties
 from mlxrpc_server.types import Sampling
 
 _NOT_ONE = 1.0 - 2.0**-24
@@ -21,9 +22,16 @@ _COLDEST = 1e-6
 
 
 class Draws:
-    """The rows' sampling as columns. Rebuilt when a row joins or leaves, not at every step."""
+    """The rows' sampling as columns. Rebuilt when a row joins or leaves, not at every step.
 
-    def __init__(self, rows: Sequence[Sampling]) -> None:
+    Histories matter to rows with penalties alone. `unread` has one token for each row that its history lacks yet,
+    or -1; tokens drawn here need no telling.
+    """
+
+    def __init__(
+        self, rows: Sequence[Sampling], histories: Sequence[History] = (), unread: mx.array | None = None
+    ) -> None:
+        self._penalties = Penalties(rows, histories, unread)
         self._greedy = all(row.temperature == 0 for row in rows)
         self._mixed = not self._greedy and any(row.temperature == 0 for row in rows)
         sampled = [row for row in rows if row.temperature > 0]
@@ -40,10 +48,14 @@ class Draws:
 
     def draw(self, logits: mx.array, positions: mx.array) -> mx.array:
         """One token for each row of `logits`; `positions` are those of the tokens drawn."""
-        return mx.argmax(self.scores(logits, positions), axis=-1)
+        tokens = mx.argmax(self.scores(logits, positions), axis=-1)
+        self._penalties.push(tokens)
+        return tokens
 
     def scores(self, logits: mx.array, positions: mx.array) -> mx.array:
         """What `draw` takes the largest of. Tests compare these where two candidates nearly tie."""
+        if self._penalties:
+            logits = self._penalties.apply(logits.astype(mx.float32))
         if self._greedy:
             return logits
         logits = logits.astype(mx.float32)
