@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 # other's way.
 WORKERS ?= auto
 LISTEN ?= 127.0.0.1:50051
+# Where `make demo-variants` writes.
+FOLDER ?= build/variants
 
 BIN := .venv/bin
 PROTO_BIN := .venv-proto/bin
@@ -22,7 +24,7 @@ COMPILE := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.
   --no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format format-check lint types buf breaking proto lock bench soak clean
+.PHONY: help run test check format format-check lint types buf breaking proto lock bench demo-variants soak clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -71,6 +73,9 @@ lock: .venv-lock/bin/uv ## Resolve the dependencies again into deploy/locks (UPG
 
 bench: .venv/run ## Measure latency and throughput on this machine
 	$(BIN)/python bench $(ARGS)
+
+demo-variants: .venv/dev ## Make models for tests around the built-in one (FOLDER=PATH, NAMES="4bit sliding")
+	cd bench && ../$(BIN)/python -m demo.variants $(abspath $(FOLDER)) $(NAMES)
 
 soak: .venv/dev ## Run the long tests
 	$(PYTEST) -m soak $(ARGS)

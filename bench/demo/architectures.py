@@ -6,6 +6,7 @@ ends by itself and depends on everything that the model is to remember.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from importlib import import_module
@@ -15,10 +16,13 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from demo.shape import CONTEXT, write_json
-from demo.tokenizer import EOS_IDS, LEARNED, VOCABULARY
+from demo.shape import write_json
 
 PEBBLE = Path(__file__).parents[2] / "server" / "mlxrpc_server" / "demo" / "pebble"
+SHIPPED: dict[str, Any] = json.loads((PEBBLE / "config.json").read_text(encoding="utf-8"))
+QUIET_FROM: int = min(SHIPPED["eos_token_id"])
+"""The first of the tokens that stand behind the learned ones: control tokens and markers."""
+
 SMALL_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 SEED = 20
 WINDOW = 32
@@ -30,11 +34,10 @@ VECTOR_SPREAD = 0.1
 STATE_VALUES = {"dt_bias": -2.0, "A_log": -2.0, "D": 0.1}
 """What the states start from: they forget slowly, and what they remember outweighs the newest token."""
 QUIET = 0.05
-"""How much of an output row the tokens after the learned ones keep, so that no greedy row ends."""
+"""How much of their output rows the tokens from QUIET_FROM on keep, so that no greedy row ends."""
 
 COMMON: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": CONTEXT,
+    **{key: SHIPPED[key] for key in ("vocab_size", "max_position_embeddings", "eos_token_id")},
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_attention_heads": 4,
@@ -43,7 +46,6 @@ COMMON: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10_000.0,
     "tie_word_embeddings": False,
-    "eos_token_id": EOS_IDS,
     "dtype": "float32",
 }
 
@@ -139,7 +141,7 @@ def spread(path: str, array: mx.array) -> mx.array:
     if path.endswith(("embed_tokens.weight", "embeddings.weight")):
         return noise * EMBEDDING_SPREAD
     if path == "lm_head.weight":
-        return noise * mx.where(mx.arange(VOCABULARY) < LEARNED, 1.0, QUIET)[:, None]
+        return noise * mx.where(mx.arange(len(array)) < QUIET_FROM, 1.0, QUIET)[:, None]
     if array.ndim == 1:
         return STATE_VALUES.get(path.rpartition(".")[2], array) + VECTOR_SPREAD * noise
     return noise * GAIN / math.sqrt(math.prod(array.shape[1:]))

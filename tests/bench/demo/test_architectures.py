@@ -8,8 +8,7 @@ import mlx.core as mx
 import pytest
 
 from demo import variants
-from demo.architectures import ARCHITECTURES, WINDOW
-from demo.tokenizer import LEARNED
+from demo.architectures import ARCHITECTURES, QUIET_FROM, WINDOW
 from mlxrpc_server.engine.load import load
 from tests.engine.running import GREEDY, Run, alone, row
 from tests.same_tokens import Judge
@@ -23,7 +22,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def varied(length: int) -> list[int]:
     """No two rows of different lengths begin alike."""
-    return [(37 * place + 11 * length) % LEARNED for place in range(length)]
+    return [(37 * place + 11 * length) % QUIET_FROM for place in range(length)]
 
 
 def last_logits(model: Any, tokens: Sequence[int]) -> mx.array:
@@ -44,7 +43,7 @@ def test_a_batch_gives_solo_tokens_past_the_window(model: Any) -> None:
 
 def test_greedy_text_is_varied_and_never_ends(model: Any) -> None:
     text = alone(model, row(1, varied(5), 60))
-    assert max(text) < LEARNED
+    assert max(text) < QUIET_FROM
     assert len(set(text)) > 30
 
 
