@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlxrpc_server.engine.batch import Batch, Outcome, Row
+from mlxrpc_server.engine.batch import Batch, Outcome
 from mlxrpc_server.engine.kv import for_model
 from mlxrpc_server.engine.room import Room
+from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
 
@@ -37,8 +38,10 @@ class Run:
         prefill_tokens: int = 2048,
         kv_bytes: int = 1 << 40,
         clock: Callable[[], float] | None = None,
+        ahead: bool = False,
     ) -> None:
         kv = for_model(model, Room(max_rows, kv_bytes))
+        kv.ahead = ahead
         self.batch = Batch(model, kv, max_rows=max_rows, prefill_tokens=prefill_tokens, clock=clock or HandClock())
         self.outcomes: list[Outcome] = []
         self.most_bytes = 0

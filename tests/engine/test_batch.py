@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxrpc_server.engine.batch import Pace
-from mlxrpc_server.engine.kv import Slots, for_model
+from mlxrpc_server.engine.kv import Blocks, for_model
+from mlxrpc_server.engine.pace import Pace
 from mlxrpc_server.engine.room import COLUMN_STEP
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
@@ -25,6 +25,12 @@ CONTEXT = 1024
 """MODEL's own limit."""
 
 tokens = st.integers(0, tiny.VOCABULARY - 1)
+penalised = {
+    "repetition_penalty": st.sampled_from([1.0, 1.3]),
+    "repetition_context_size": st.sampled_from([0, 3, 20]),
+    "presence_penalty": st.sampled_from([0.0, 0.5]),
+    "frequency_penalty": st.sampled_from([0.0, 0.4]),
+}
 samplings = st.builds(
     Sampling,
     temperature=st.sampled_from([0.0, 0.7, 1.0]),
@@ -32,6 +38,7 @@ samplings = st.builds(
     top_k=st.sampled_from([0, 5]),
     min_p=st.sampled_from([0.0, 0.05]),
     seed=st.integers(0, 2**64 - 1),
+    **penalised,
 )
 
 
@@ -202,29 +209,6 @@ def test_chunks_take_the_time_that_they_should_by_measure() -> None:
     assert [first.prefilled, second.prefilled] == [[(1, 64)], [(1, 96)]]
 
 
-def test_chunks_are_short_beside_rows_that_decode() -> None:
-    pace = Pace(2048)
-    pace.measured(1000, 1.0)
-    assert pace.budget(beside_rows=True) == 100
-    assert pace.budget(beside_rows=False) == 500
-
-
-def test_chunks_are_never_longer_than_allowed_nor_so_short_that_they_never_end() -> None:
-    pace = Pace(128)
-    pace.measured(1000, 0.001)
-    assert pace.budget(beside_rows=False) == 128
-    slow = Pace(128)
-    slow.measured(100, 1000.0)
-    assert slow.budget(beside_rows=True) == Pace.FEWEST
-
-
-def test_measures_that_say_nothing_leave_the_pace_as_it_was() -> None:
-    pace = Pace(2048)
-    pace.measured(3, 5.0)
-    pace.measured(100, 0.0)
-    assert pace.budget(beside_rows=False) == Pace.UNMEASURED
-
-
 def test_rows_without_a_prefill_say_nothing_about_its_pace() -> None:
     """Forty of them in no time would let the next chunk take a minute."""
     run = submitted(*(row(number, [number], max_tokens=9) for number in range(40)), clock=HandClock(tick=1e-6))
@@ -238,15 +222,49 @@ def test_short_prompts_are_prefilled_in_one_step_until_its_budget_is_spent() -> 
     assert outcome.prefilled == [(0, 29), (1, 29), (2, 6)]
 
 
-def test_one_token_prompts_need_no_prefill_and_still_spend_budget() -> None:
+def test_one_token_prompts_need_no_prefill() -> None:
     outcome = submitted(*(row(number, [number]) for number in range(70)), max_rows=80).step()
-    assert len(outcome.prefilled) == len(outcome.tokens) == Pace.UNMEASURED
+    assert len(outcome.prefilled) == len(outcome.tokens) == 70
+
+
+def test_prompts_of_similar_lengths_are_fed_in_one_pass() -> None:
+    seen = Watched(MODEL)
+    rows = [row(number, long_prompt(length)) for number, length in enumerate([20, 18, 21, 3, 20])]
+    run = Run(seen)
+    for one in rows:
+        run.batch.submit(one)
+    run.to_end()
+    assert [shape for shape in seen.shapes if shape[1] > 1] == [(3, 20), (1, 2), (1, 2), (1, 17)]
+    for one in rows:
+        JUDGE.check(one.prompt, GREEDY, alone(MODEL, row(one.id, one.prompt)), run.tokens(one.id))
+
+
+class Watched:
+    """A model that remembers the shapes of what it was fed."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.shapes: list[tuple[int, ...]] = []
+
+    @property
+    def layers(self) -> Any:
+        return self._model.layers
+
+    def modules(self) -> Any:
+        return self._model.modules()
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        self.shapes.append(tokens.shape)
+        logits: mx.array = self._model(tokens, cache=cache)
+        return logits
 
 
 @settings(max_examples=40)
-@given(schedule=st.lists(visits, min_size=1, max_size=6), max_rows=st.integers(1, 4))
-def test_every_row_gets_its_solo_tokens_whatever_comes_and_goes(schedule: list[Visit], max_rows: int) -> None:
-    run = Run(MODEL, max_rows=max_rows)
+@given(schedule=st.lists(visits, min_size=1, max_size=6), max_rows=st.integers(1, 4), ahead=st.booleans())
+def test_every_row_gets_its_solo_tokens_whatever_comes_and_goes(
+    schedule: list[Visit], max_rows: int, ahead: bool
+) -> None:
+    run = Run(MODEL, max_rows=max_rows, ahead=ahead)
     for step in range(13):
         for number, visit in enumerate(schedule):
             if visit.comes == step:
@@ -296,8 +314,8 @@ def test_the_noise_model_gives_every_row_of_a_batch_its_solo_tokens() -> None:
 
 def rows_of_bytes(number: int) -> int:
     """The room of so many short rows of MODEL."""
-    kv = Slots(MODEL)
-    kv.join(kv.open())
+    kv = Blocks(MODEL)
+    kv.join([RowId(0)], kv.open(), [0])
     return number * kv.nbytes
 
 
@@ -339,9 +357,9 @@ def test_a_prompt_that_just_fills_its_columns_or_the_context_gets_its_token(leng
 
 def test_the_youngest_row_goes_back_when_the_oldest_outgrows_their_room() -> None:
     rows = [row(1, long_prompt(COLUMN_STEP - 4), 9), row(2, [1, 2], 40), row(3, [3, 4], 40)]
-    run = submitted(*rows, kv_bytes=rows_of_bytes(4)).to_end()
+    run = submitted(*rows, kv_bytes=rows_of_bytes(9)).to_end()
     assert run.preempted == [3]
-    assert run.most_bytes <= rows_of_bytes(4)
+    assert run.most_bytes <= rows_of_bytes(9)
     for one in rows:
         expected = alone(MODEL, row(one.id, one.prompt, one.max_tokens))
         JUDGE.check(one.prompt, one.sampling, expected, run.tokens(one.id))
@@ -349,14 +367,14 @@ def test_the_youngest_row_goes_back_when_the_oldest_outgrows_their_room() -> Non
 
 def test_a_row_that_went_back_comes_in_again_before_younger_ones() -> None:
     rows = [row(1, long_prompt(COLUMN_STEP - 4), 9), row(2, [1, 2], 40), row(3, [3, 4], 40), row(4, [5], 1)]
-    run = submitted(*rows, max_rows=3, kv_bytes=rows_of_bytes(4)).to_end()
+    run = submitted(*rows, max_rows=3, kv_bytes=rows_of_bytes(9)).to_end()
     assert run.preempted == [3]
     again = [number for outcome in run.outcomes[7:] for number, _ in outcome.prefilled]
     assert again == [3, 4]
 
 
 def test_a_row_in_prefill_goes_back_too_and_may_be_cancelled_there() -> None:
-    run = submitted(row(1, long_prompt(COLUMN_STEP - 2), 9), kv_bytes=rows_of_bytes(2))
+    run = submitted(row(1, long_prompt(COLUMN_STEP - 2), 9), kv_bytes=rows_of_bytes(8))
     run.step(4)
     run.batch.submit(row(2, long_prompt(200)))
     assert [run.step().prefilled for _ in range(2)] == [[(2, 64)], [(2, 128)]]
@@ -371,13 +389,14 @@ def test_a_row_in_prefill_goes_back_too_and_may_be_cancelled_there() -> None:
 @given(
     lengths=st.lists(st.sampled_from([1, 9, 200, 254, 255, 256, 257, 300]), min_size=2, max_size=5),
     sampling=samplings,
-    room=st.integers(0, 5),
+    room=st.integers(0, 12),
     cancelled=st.none() | st.integers(0, 9),
+    ahead=st.booleans(),
 )
 def test_every_row_gets_its_solo_tokens_however_little_room_there_is(
-    lengths: list[int], sampling: Sampling, room: int, cancelled: int | None
+    lengths: list[int], sampling: Sampling, room: int, cancelled: int | None, ahead: bool
 ) -> None:
-    run = Run(MODEL, max_rows=4, kv_bytes=rows_of_bytes(room))
+    run = Run(MODEL, max_rows=4, kv_bytes=rows_of_bytes(room), ahead=ahead)
     for number, length in enumerate(lengths):
         run.batch.submit(row(number, long_prompt(length), 3 + number, sampling))
         run.step(number + 1)
@@ -399,7 +418,7 @@ def test_models_that_cannot_batch_give_way_too() -> None:
     kv = for_model(model)
     cache = kv.open()
     model(mx.array([[1]]), cache=cache)
-    kv.join(cache)
+    kv.join([RowId(0)], cache, [1])
     run = Run(model, kv_bytes=4 * kv.nbytes)
     for one in rows:
         run.batch.submit(one)
@@ -425,3 +444,123 @@ def test_models_that_cannot_batch_give_solo_tokens_too(build: Any) -> None:
     for one in rows:
         solo = alone(model, row(one.id, one.prompt, one.max_tokens, one.sampling))
         Judge(model).check(one.prompt, one.sampling, solo, run.tokens(one.id))
+
+
+# One step ahead
+
+
+def test_a_step_is_dispatched_before_the_one_before_it_is_read() -> None:
+    run = submitted(row(1, [3, 4, 5], max_tokens=3), ahead=True)
+    outcomes = [run.step() for _ in range(3)]
+    assert [len(outcome.tokens) for outcome in outcomes] == [0, 1, 2]
+    assert run.tokens(1) == alone(MODEL, row(1, [3, 4, 5], max_tokens=3))
+    assert run.batch.idle
+
+
+def test_nobody_hears_of_the_step_too_many_that_a_stopped_row_rides_in() -> None:
+    undisturbed = alone(MODEL, row(1, [3, 4, 5], max_tokens=6))
+    stop = next(token for token in undisturbed[1:] if token != undisturbed[0])
+    rows = [row(1, [3, 4, 5], 6, stop_ids=[stop]), row(2, [3, 4, 5], 6)]
+    run = submitted(*rows, ahead=True).to_end()
+    assert run.tokens(1) == undisturbed[: undisturbed.index(stop) + 1]
+    assert run.left(1) == [Left.STOP_TOKEN]
+    assert run.tokens(2) == undisturbed
+    assert run.batch.nbytes == 0
+
+
+def test_a_row_cancelled_with_a_token_unread_leaves_without_it() -> None:
+    run = submitted(row(1, [3, 4], max_tokens=50), row(2, [5, 6], max_tokens=5), ahead=True)
+    run.step(2)
+    run.batch.cancel(RowId(1))
+    run.to_end()
+    assert run.left(1) == [Left.CANCELLED]
+    assert len(run.tokens(1)) == 1
+    assert run.tokens(2) == alone(MODEL, row(2, [5, 6], max_tokens=5))
+
+
+# Steps that raise
+
+
+class Fragile(Watched):
+    """A model that raises on some of what it is fed: a token, or whenever it is told to."""
+
+    def __init__(self, model: Any, poison: int = -1) -> None:
+        super().__init__(model)
+        self.poison = poison
+        self.raises = 0
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        logits = super().__call__(tokens, cache)
+        if self.raises and len(self.shapes) > 2:  # not for what the KV asks of it before the first row
+            self.raises -= 1
+            raise RuntimeError("out of memory")
+        if self.poison in cast("list[int]", tokens.flatten().tolist()):
+            raise RuntimeError("poison")
+        return logits
+
+
+def until_idle(run: Run) -> Run:
+    """As the worker's loop does it."""
+    for _ in range(200):
+        if run.batch.idle:
+            return run
+        try:
+            run.step()
+        except RuntimeError:
+            run.outcomes.append(run.batch.rebuild())
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_after_a_step_that_raised_every_row_goes_on_with_its_tokens(steps: int, ahead: bool) -> None:
+    model = Fragile(MODEL)
+    rows = [row(number, [number, 7, 8], 4 + number, samplings_of(number)) for number in range(4)]
+    run = Run(model, ahead=ahead)
+    for one in rows:
+        run.batch.submit(one)
+    run.step(steps)
+    model.raises = 1
+    until_idle(run)
+    assert model.raises == 0
+    for one in rows:
+        expected = alone(MODEL, row(one.id, one.prompt, one.max_tokens, one.sampling))
+        JUDGE.check(one.prompt, one.sampling, expected, run.tokens(one.id))
+        assert run.left(one.id) == [Left.LENGTH]
+
+
+def samplings_of(number: int) -> Sampling:
+    return Sampling(0.8, 0.95, 0, 0.0, number, presence_penalty=0.3) if number % 2 else GREEDY
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_row_at_fault_fails_and_the_others_lose_nothing(ahead: bool) -> None:
+    poison = tiny.VOCABULARY - 1
+    rows = [row(number, [number + 1, 7, 8], 6) for number in range(3)]
+    run = Run(Fragile(MODEL, poison), ahead=ahead)
+    for one in (rows[0], row(9, [poison, 1], 6), *rows[1:]):
+        run.batch.submit(one)
+    until_idle(run)
+    assert run.left(9) == [Left.FAILED]
+    assert run.tokens(9) == []
+    for one in rows:
+        assert run.tokens(one.id) == alone(MODEL, row(one.id, one.prompt, one.max_tokens))
+
+
+def test_a_row_alone_is_not_blamed_for_one_step_that_raised() -> None:
+    model = Fragile(MODEL)
+    run = Run(model)
+    run.batch.submit(row(1, [3, 4, 5]))
+    model.raises = 1
+    until_idle(run)
+    assert run.left(1) == [Left.LENGTH]
+
+
+def test_where_every_step_raises_every_row_fails() -> None:
+    model = Fragile(MODEL)
+    run = Run(model)
+    for number in range(3):
+        run.batch.submit(row(number, [3, 4, 5]))
+    model.raises = 1000
+    until_idle(run)
+    assert [run.left(number) for number in range(3)] == [[Left.FAILED]] * 3

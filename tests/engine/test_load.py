@@ -16,8 +16,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from mlxrpc_server.engine import device
-from mlxrpc_server.engine.kv import Lanes, Slots
+from mlxrpc_server.engine.kv import Blocks, Lanes
 from mlxrpc_server.engine.load import CannotLoad, load, proven
+from mlxrpc_server.types import RowId
 from tests import noise_model
 from tests.engine import tiny
 
@@ -203,6 +204,9 @@ class Misbehaving:
         self._raises = raises
         self._adds = adds
 
+    def modules(self) -> Any:
+        return self._model.modules()
+
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
         logits: mx.array = self._model(tokens, cache=cache)
         if tokens.shape[0] == 1:
@@ -213,7 +217,7 @@ class Misbehaving:
 
 
 def test_a_model_that_agrees_with_itself_is_batched() -> None:
-    assert isinstance(proven(tiny.attention(), PROBE, mx.float32), Slots)
+    assert isinstance(proven(tiny.attention(), PROBE, mx.float32), Blocks)
 
 
 def test_a_model_that_gives_other_logits_in_a_batch_runs_in_lanes() -> None:
@@ -234,5 +238,6 @@ def test_proving_leaves_no_row_behind() -> None:
     kv = proven(model, PROBE, mx.float32)
     cache = kv.open()
     model(mx.array([[4, 5]]), cache=cache)
-    kv.join(cache)
-    assert float(mx.abs(kv.decode([6])[0] - tiny.logits_alone(model, [4, 5, 6])).max()) < 1e-4
+    kv.join([RowId(7)], cache, [2])
+    assert kv.arrange() == [7]
+    assert float(mx.abs(kv.decode(mx.array([6]))[0] - tiny.logits_alone(model, [4, 5, 6])).max()) < 1e-4

@@ -1,26 +1,33 @@
 """Where the rows' keys and values live, and how one decoding step runs over them.
 
-`Slots` holds the rows of plain attention models in preallocated arrays and decodes all of them in one forward
-pass. `Lanes` takes any other model of mlx-lm, each row in its own cache and its own pass. Both keep rows in
-order: a join appends, a leave moves the last row into the gap. They know tokens and caches, not requests.
+`Blocks` holds the rows of plain attention models in preallocated rectangles of similar lengths and decodes all of
+them in one forward pass. `Lanes` takes any other model of mlx-lm, each row in its own cache and its own pass. They
+know tokens and caches, not requests; nothing here is evaluated before somebody asks for a step's logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
 
-from mlxrpc_server.engine.room import EMPTY, UNBOUNDED, Room, Shape, stepped
-
-Forward = Callable[..., mx.array]
-"""A model of mlx-lm: (tokens [rows, n], cache=list) -> logits [rows, n, vocabulary]."""
+from mlxrpc_server.engine import attention
+from mlxrpc_server.engine.room import EMPTY, UNBOUNDED, Room, Shape, kind
+from mlxrpc_server.types import RowId
 
 
 class KV(Protocol):
-    """What the batch needs of either."""
+    """What the batch needs of any of them."""
+
+    joint: bool
+    """Whether prompts of different lengths may be prefilled in one pass, padded behind."""
+
+    ahead: bool
+    """Whether a step may be dispatched while the one before it still runs. Where storage is changed by replacing it,
+    MLX would copy all of it then."""
 
     @property
     def nbytes(self) -> int:
@@ -30,43 +37,69 @@ class KV(Protocol):
         """Whether rows of these lengths, and no others, would find room together."""
 
     def open(self) -> list[Any]:
-        """An empty cache for one row's prefill."""
+        """An empty cache for a prefill."""
 
-    def join(self, cache: list[Any]) -> None: ...
+    def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
+        """Takes the rows of a prefilled cache: so many tokens of each are its own, what is behind them is padding."""
 
-    def leave(self, index: int) -> None: ...
+    def leave(self, row: RowId) -> None: ...
 
-    def decode(self, tokens: Sequence[int]) -> mx.array:
+    def arrange(self) -> Sequence[RowId]:
+        """Makes room for one more token in each row; gives the order in which `decode` takes them."""
+
+    def decode(self, tokens: mx.array) -> mx.array:
         """Feeds each row its token; gives the logits behind it, [rows, vocabulary]."""
+
+    def clear(self) -> None:
+        """Forgets every row."""
 
 
 def for_model(model: Any, room: Room = UNBOUNDED) -> KV:
-    """Slots where every layer keeps plain keys and values, else Lanes."""
-    plain = all(type(cache) is KVCache and cache.keys is not None for cache in _sample(model))
-    return Slots(model, room) if plain else Lanes(model, room)
+    """The layout that suits the model best by what its caches are."""
+    return next(layouts(model, room))
 
 
-def _sample(model: Any) -> list[Any]:
+def layouts(model: Any, room: Room = UNBOUNDED) -> Iterator[KV]:
+    """What may suit the model, best first; the last one suits every model."""
+    if all(type(cache) is KVCache and cache.keys is not None for cache in sample(model)):
+        yield Blocks(model, room)
+    yield Lanes(model, room)
+
+
+def sample(model: Any) -> list[Any]:
     """A row's caches behind its first token. Nothing evaluates them: they tell shapes."""
     cache = make_prompt_cache(model)
     model(mx.array([[0]]), cache=cache)
     return cache
 
 
-class Slots:
-    """Rows side by side in preallocated arrays, each with its own length."""
+class Blocks:
+    """Rows in rectangles of similar lengths, all of them in one forward pass."""
+
+    joint = True
+    ahead = False
 
     def __init__(self, model: Any, room: Room = UNBOUNDED) -> None:
+        attention.route(model)
         self._model = model
         self._room = room
-        self._lengths: list[int] = []
-        self._layers = [_Layer(cache.keys, cache.values) for cache in _sample(model)]
-        self._cell_bytes = sum(layer.cell_bytes for layer in self._layers)
-        self._shape = EMPTY
+        self._like = [(cache.keys, cache.values) for cache in sample(model)]
+        self._cell_bytes = sum(_cell_bytes(one) for pair in self._like for one in pair)
+        self._layers = [_Layer(self, layer) for layer in range(len(self._like))]
+        self._blocks: dict[int, _Block] = {}
+        self.offsets = mx.array([0])
 
     @property
     def nbytes(self) -> int:
-        return self._shape.cells * self._cell_bytes
+        return sum(block.shape.cells for block in self._blocks.values()) * self._cell_bytes
+
+    @property
+    def blocks(self) -> Iterator[tuple[slice, _Block]]:
+        """In the order of decoding, each with its place among the rows."""
+        start = 0
+        for block in self._blocks.values():
+            yield slice(start, start + len(block.rows)), block
+            start += len(block.rows)
 
     def fits(self, lengths: Sequence[int]) -> bool:
         return self._room.fits(lengths, self._cell_bytes)
@@ -74,111 +107,179 @@ class Slots:
     def open(self) -> list[Any]:
         return make_prompt_cache(self._model)
 
-    def join(self, cache: list[Any]) -> None:
-        row, length = len(self._lengths), cache[0].offset
-        self._make_room([*self._lengths, length])
-        for layer, prefilled in zip(self._layers, cache, strict=True):
-            if length:
-                layer.write_row(row, prefilled.keys[:, :, :length], prefilled.values[:, :, :length])
-        self._lengths.append(length)
+    def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            place = slice(index, index + 1)
+            arrays = [(layer.keys[place, :, :length], layer.values[place, :, :length]) for layer in cache if length]
+            self._add(row, length, arrays)
 
-    def leave(self, index: int) -> None:
-        last = len(self._lengths) - 1
-        if not last:
-            self._resize(EMPTY)
-        elif index != last and self._lengths[last]:
-            for layer in self._layers:
-                layer.move_row(last, index, self._lengths[last])
-        self._lengths[index] = self._lengths[last]
-        self._lengths.pop()
+    def leave(self, row: RowId) -> None:
+        block = next(block for block in self._blocks.values() if row in block.rows)
+        block.remove(row)
+        if not block.rows:
+            del self._blocks[block.kind]
 
-    def decode(self, tokens: Sequence[int]) -> mx.array:
-        self._make_room(self._lengths)
-        places = _Places(self._lengths)
-        for layer in self._layers:
-            layer.places = places
-        logits: mx.array = self._model(mx.array(list(tokens))[:, None], cache=self._layers)
-        self._lengths = [length + 1 for length in self._lengths]
+    def arrange(self) -> Sequence[RowId]:
+        for block in list(self._blocks.values()):
+            for row in block.outgrown():
+                length, arrays = block.row(row)
+                self.leave(row)
+                self._add(row, length, arrays)
+        for block in self._blocks.values():
+            block.resize(self._shape(block, [length + 1 for length in block.lengths]))
+        return [row for block in self._blocks.values() for row in block.rows]
+
+    def decode(self, tokens: mx.array) -> mx.array:
+        for block in self._blocks.values():
+            block.begin()
+        self.offsets = mx.array([length for block in self._blocks.values() for length in block.lengths])
+        logits: mx.array = self._model(tokens[:, None], cache=self._layers)
+        for block in self._blocks.values():
+            block.lengths = [length + 1 for length in block.lengths]
         return logits[:, -1]
 
-    def _make_room(self, lengths: Sequence[int]) -> None:
-        """For one more token in each row; gives back what is far more than they need."""
-        shape = self._room.shape(self._shape, [length + 1 for length in lengths], self._cell_bytes)
-        if shape != self._shape:
-            self._resize(shape)
+    def clear(self) -> None:
+        self._blocks.clear()
 
-    def _resize(self, shape: Shape) -> None:
-        kept = Shape(min(len(self._lengths), shape.rows), min(max(self._lengths, default=0), shape.columns))
-        for layer in self._layers:
-            layer.resize(shape, kept)
-        self._shape = shape
+    def _add(self, row: RowId, length: int, arrays: Sequence[tuple[mx.array, mx.array]]) -> None:
+        """The token that comes next counts already: a row moves before it has to."""
+        key = kind(length + 1)
+        block = self._blocks.get(key) or _Block(key, self._like)
+        block.resize(self._shape(block, [*(held + 1 for held in block.lengths), length + 1]))
+        block.add(row, length, arrays)
+        self._blocks[key] = block
+
+    def _shape(self, block: _Block, lengths: Sequence[int]) -> Shape:
+        others = sum(other.shape.cells for other in self._blocks.values() if other is not block)
+        return self._room.shape(block.shape, lengths, others, self._cell_bytes)
+
+
+class _Block:
+    """Rows of similar lengths. A row is added behind the others; the last one takes the place of one that goes."""
+
+    def __init__(self, kind: int, like: Sequence[tuple[mx.array, mx.array]]) -> None:
+        self.kind = kind
+        self.shape = EMPTY
+        self.rows: list[RowId] = []
+        self.lengths: list[int] = []
+        self._keys = [_resized(keys, EMPTY, EMPTY) for keys, _ in like]
+        self._values = [_resized(values, EMPTY, EMPTY) for _, values in like]
+        self._places = _Places([])
+
+    def outgrown(self) -> list[RowId]:
+        pairs = zip(self.rows, self.lengths, strict=True)
+        return [row for row, length in pairs if kind(length + 1) != self.kind]
+
+    def row(self, row: RowId) -> tuple[int, list[tuple[mx.array, mx.array]]]:
+        index = self.rows.index(row)
+        length, place = self.lengths[index], slice(index, index + 1)
+        pairs = zip(self._keys, self._values, strict=True)
+        return length, [(keys[place, :, :length], values[place, :, :length]) for keys, values in pairs]
+
+    def add(self, row: RowId, length: int, arrays: Sequence[tuple[mx.array, mx.array]]) -> None:
+        place = slice(len(self.rows), len(self.rows) + 1)
+        for layer, (keys, values) in enumerate(arrays):
+            self._keys[layer][place, :, :length] = keys
+            self._values[layer][place, :, :length] = values
+        self.rows.append(row)
+        self.lengths.append(length)
+
+    def remove(self, row: RowId) -> None:
+        index, last = self.rows.index(row), len(self.rows) - 1
+        if length := self.lengths[last] if index != last else 0:
+            for stored in (*self._keys, *self._values):
+                stored[index : index + 1, :, :length] = stored[last : last + 1, :, :length]
+        self.rows[index], self.lengths[index] = self.rows[last], self.lengths[last]
+        self.rows.pop()
+        self.lengths.pop()
+
+    def resize(self, shape: Shape) -> None:
+        if shape == self.shape:
+            return
+        kept = Shape(min(len(self.rows), shape.rows), min(max(self.lengths, default=0), shape.columns))
+        self._keys = [_resized(stored, shape, kept) for stored in self._keys]
+        self._values = [_resized(stored, shape, kept) for stored in self._values]
+        self.shape = shape
+
+    def begin(self) -> None:
+        self._places = _Places(self.lengths)
+
+    def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
+        places = self._places
+        self._keys[layer][places.rows, :, places.offsets] = keys[:, :, 0]
+        self._values[layer][places.rows, :, places.offsets] = values[:, :, 0]
+
+    def attend(self, layer: int, queries: mx.array, scale: float, window: int | None) -> mx.array:
+        rows, width = len(self.rows), self._places.width
+        return mx.fast.scaled_dot_product_attention(
+            queries,
+            self._keys[layer][:rows, :, :width],
+            self._values[layer][:rows, :, :width],
+            scale=scale,
+            mask=self._places.mask(window),
+        )
 
 
 class _Places:
-    """Where one step writes, and what each row may see: shared by all layers of the step."""
+    """Where one step writes in a block, and what each row may see: shared by all layers of the step."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        self.rows = len(lengths)
-        self.row_index = mx.arange(self.rows)
+        self.rows = mx.arange(len(lengths))
         self.offsets = mx.array(list(lengths))
-        self.even = len(set(lengths)) == 1
-        self.width = max(lengths) + 1
+        self.width = max(lengths, default=0) + 1
+        self._even = len(set(lengths)) == 1
+        self._masks: dict[int | None, mx.array] = {}
 
     def mask(self, window: int | None) -> mx.array | None:
         """None where the rows are equally long: an array mask would leave the fused attention on CUDA."""
-        if self.even and window is None:
+        if self._even and (window is None or window >= self.width):
             return None
-        columns = mx.arange(self.width)[None]
-        seen = columns <= self.offsets[:, None]
-        if window is not None:
-            seen = seen & (columns > self.offsets[:, None] - window)
-        return seen[:, None, None]
+        if window not in self._masks:
+            columns = mx.arange(self.width)[None]
+            seen = columns <= self.offsets[:, None]
+            if window is not None:
+                seen = seen & (columns > self.offsets[:, None] - window)
+            self._masks[window] = seen[:, None, None]
+        return self._masks[window]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Stands for a mask: what a layer sees of each row, from the last token backwards."""
+
+    tokens: int | None
 
 
 class _Layer:
-    """One layer's rows, in the shape that mlx-lm's models expect of a cache."""
+    """One layer's share of all blocks, in the shape that mlx-lm's models expect of a cache."""
 
-    places: _Places
-
-    def __init__(self, like_keys: mx.array, like_values: mx.array) -> None:
-        self._keys = _resized(like_keys, EMPTY, EMPTY)
-        self._values = _resized(like_values, EMPTY, EMPTY)
-
-    @property
-    def cell_bytes(self) -> int:
-        """Of one token of one row."""
-        return sum(one.shape[1] * one.shape[3] * one.itemsize for one in (self._keys, self._values))
+    def __init__(self, kv: Blocks, layer: int) -> None:
+        self._kv = kv
+        self._layer = layer
 
     @property
     def offset(self) -> mx.array:
-        return self.places.offsets
+        return self._kv.offsets
 
-    def make_mask(self, _tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
-        if return_array and window_size is None:
-            window_size = self.places.width + 1
-        return self.places.mask(window_size)
+    def make_mask(self, _tokens: int, return_array: bool = False, window_size: int | None = None) -> Window:
+        if return_array:
+            raise NotImplementedError("rows that are stored apart have no mask in common")
+        return Window(window_size)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        places = self.places
-        self._keys[places.row_index, :, places.offsets] = keys[:, :, 0]
-        self._values[places.row_index, :, places.offsets] = values[:, :, 0]
-        return (
-            self._keys[: places.rows, :, : places.width],
-            self._values[: places.rows, :, : places.width],
-        )
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_Layer, mx.array]:
+        for place, block in self._kv.blocks:
+            block.write(self._layer, keys[place], values[place])
+        return self, values
 
-    def write_row(self, row: int, keys: mx.array, values: mx.array) -> None:
-        length = keys.shape[2]
-        self._keys[row : row + 1, :, :length] = keys
-        self._values[row : row + 1, :, :length] = values
+    def attend(self, queries: mx.array, scale: float, mask: Window | None) -> mx.array:
+        window = mask.tokens if mask else None
+        parts = [block.attend(self._layer, queries[place], scale, window) for place, block in self._kv.blocks]
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
-    def move_row(self, source: int, target: int, length: int) -> None:
-        for stored in (self._keys, self._values):
-            stored[target : target + 1, :, :length] = stored[source : source + 1, :, :length]
 
-    def resize(self, shape: Shape, kept: Shape) -> None:
-        self._keys = _resized(self._keys, shape, kept)
-        self._values = _resized(self._values, shape, kept)
+def _cell_bytes(stored: mx.array) -> int:
+    """Of one token of one row in one array of a layer."""
+    return stored.shape[1] * stored.shape[3] * stored.itemsize
 
 
 def _resized(stored: mx.array, shape: Shape, kept: Shape) -> mx.array:
@@ -193,15 +294,18 @@ def _resized(stored: mx.array, shape: Shape, kept: Shape) -> mx.array:
 class Lanes:
     """Each row in a cache of mlx-lm's own, decoded one after another: right for every model, batched for none."""
 
+    joint = False
+    ahead = False
+
     def __init__(self, model: Any, room: Room = UNBOUNDED) -> None:
         self._model = model
         self._room = room
-        self._rows: list[list[Any]] = []
-        self._prices = [_price(cache) for cache in _flat(_sample(model))]
+        self._rows: dict[RowId, list[Any]] = {}
+        self._prices = [_price(cache) for cache in _flat(sample(model))]
 
     @property
     def nbytes(self) -> int:
-        return sum(cache.nbytes for row in self._rows for cache in row)
+        return sum(cache.nbytes for row in self._rows.values() for cache in row)
 
     def fits(self, lengths: Sequence[int]) -> bool:
         return len(lengths) <= 1 or sum(map(self._bytes, lengths)) <= self._room.bytes
@@ -212,19 +316,25 @@ class Lanes:
     def open(self) -> list[Any]:
         return make_prompt_cache(self._model)
 
-    def join(self, cache: list[Any]) -> None:
-        self._rows.append(cache)
+    def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
+        (row,) = rows
+        self._rows[row] = cache
 
-    def leave(self, index: int) -> None:
-        self._rows[index] = self._rows[-1]
-        self._rows.pop()
+    def leave(self, row: RowId) -> None:
+        del self._rows[row]
 
-    def decode(self, tokens: Sequence[int]) -> mx.array:
+    def arrange(self) -> Sequence[RowId]:
+        return list(self._rows)
+
+    def decode(self, tokens: mx.array) -> mx.array:
         passes = [
-            self._model(mx.array([[token]]), cache=cache)[:, -1]
-            for token, cache in zip(tokens, self._rows, strict=True)
+            self._model(tokens[index : index + 1, None], cache=cache)[:, -1]
+            for index, cache in enumerate(self._rows.values())
         ]
         return mx.concatenate(passes)
+
+    def clear(self) -> None:
+        self._rows.clear()
 
 
 class _Price(NamedTuple):
@@ -235,7 +345,11 @@ class _Price(NamedTuple):
     most_columns: float = float("inf")
 
     def of(self, length: int) -> float:
-        return self.fixed + self.column * min(stepped(length), self.most_columns)
+        return self.fixed + self.column * min(stepped_as_mlx_lm(length), self.most_columns)
+
+
+def stepped_as_mlx_lm(length: int) -> int:
+    return -(-length // KVCache.step) * int(KVCache.step)
 
 
 def _price(cache: Any) -> _Price:

@@ -17,10 +17,10 @@ from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
 
 from mlxrpc_server.engine import device
-from mlxrpc_server.engine.kv import KV, Lanes, for_model
+from mlxrpc_server.engine.kv import KV, Lanes, layouts
 from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.engine.sampling import Draws
-from mlxrpc_server.types import Sampling
+from mlxrpc_server.types import RowId, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -166,27 +166,32 @@ def _logits_width(model: Any, tokens: list[int]) -> int:
 
 
 def proven(model: Any, probe: list[list[int]], dtype: mx.Dtype, room: Room = UNBOUNDED) -> KV:
-    """The model's KV, if rows in it give what they give alone; else lanes, which cannot fail at that.
+    """The first of the model's layouts in which rows give what they give alone.
 
     It is also the warm-up: it compiles the kernels of prefill, decoding and sampling.
     """
-    kv = for_model(model, room)
     alone = [_last_logits(model, tokens) for tokens in probe]
     if not all(bool(mx.isfinite(logits).all()) for logits in alone):
         raise CannotLoad("its logits are not finite numbers")
     _warm_sampling(mx.stack(alone))
+    for kv in layouts(model, room):
+        if isinstance(kv, Lanes) or _holds(model, kv, probe, alone, TOLERANCE[dtype]):
+            return kv
+    raise CannotLoad("its rows can be laid out in no way")
+
+
+def _holds(model: Any, kv: KV, probe: list[list[int]], alone: list[mx.array], tolerance: float) -> bool:
+    facts = {"layout": type(kv).__name__}
     try:
         together = _batched_logits(model, kv, probe)
     except Exception:
-        if isinstance(kv, Lanes):
-            raise
         # What a model's own code raises on rows of different lengths, it does not raise on one.
-        log.warning("the model takes no batches: its rows run one after another", exc_info=True)
-        return Lanes(model, room)
-    if isinstance(kv, Lanes) or _agree(alone, together, TOLERANCE[dtype]):
-        return kv
-    log.warning("the model gives other logits in a batch than alone: its rows run one after another")
-    return Lanes(model, room)
+        log.warning("the model does not take its rows in this layout", exc_info=True, extra=facts)
+        return False
+    agrees = _agree(alone, together, tolerance)
+    if not agrees:
+        log.warning("the model gives other logits in this layout than for a row alone", extra=facts)
+    return agrees
 
 
 def _last_logits(model: Any, tokens: list[int]) -> mx.array:
@@ -195,15 +200,23 @@ def _last_logits(model: Any, tokens: list[int]) -> mx.array:
 
 
 def _batched_logits(model: Any, kv: KV, probe: list[list[int]]) -> mx.array:
-    for tokens in probe:
-        cache = kv.open()
-        model(mx.array([tokens[:-1]]), cache=cache)
-        kv.join(cache)
-    logits = kv.decode([tokens[-1] for tokens in probe]).astype(mx.float32)
+    """In the probe's order, behind the last token of each; the others are prefilled alone and together."""
+    names = [RowId(number) for number in range(len(probe))]
+    parts = [slice(0, 1), slice(1, 2), slice(2, None)] if kv.joint else [slice(row, row + 1) for row in names]
+    for part in parts:
+        _join(model, kv, names[part], [tokens[:-1] for tokens in probe[part]])
+    order = kv.arrange()
+    logits = kv.decode(mx.array([probe[row][-1] for row in order])).astype(mx.float32)
     mx.eval(logits)
-    for _ in probe:
-        kv.leave(0)
-    return logits
+    for row in names:
+        kv.leave(row)
+    return logits[mx.array([order.index(row) for row in names])]
+
+
+def _join(model: Any, kv: KV, rows: list[RowId], prompts: list[list[int]]) -> None:
+    cache, longest = kv.open(), max(map(len, prompts))
+    model(mx.array([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]), cache=cache)
+    kv.join(rows, cache, list(map(len, prompts)))
 
 
 def _agree(alone: list[mx.array], together: mx.array, tolerance: float) -> bool:

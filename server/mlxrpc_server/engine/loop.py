@@ -9,7 +9,8 @@ from typing import Protocol
 import mlx.core as mx
 
 from mlxrpc_server.engine import wire
-from mlxrpc_server.engine.batch import Batch, Outcome, Row
+from mlxrpc_server.engine.batch import Batch, Outcome
+from mlxrpc_server.engine.row import Row
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +70,18 @@ class Loop:
         )
 
     def _step(self) -> None:
-        if not self._batch.idle:
+        if self._batch.idle:
+            return
+        try:
             outcome = self._batch.step()
+        except Exception:  # whatever MLX and a model's own code raise: memory, most of all
+            log.exception("a step fails; its rows begin again behind their last tokens")
+            outcome = self._batch.rebuild()
+        if outcome.preempted:
+            facts = {"rows": outcome.preempted, "beside": self._batch.rows, "kv_bytes": self._batch.nbytes}
+            log.info("rows went back to the queue for want of memory", extra=facts)
+        if outcome.news:
             self._line.send(_told(outcome))
-            if outcome.preempted:
-                facts = {"rows": outcome.preempted, "beside": self._batch.rows, "kv_bytes": self._batch.nbytes}
-                log.info("rows went back to the queue for want of memory", extra=facts)
 
     def _tell_stats(self) -> None:
         now = self._clock()

@@ -1,16 +1,21 @@
-"""How much of the device's memory the rows' keys and values may take, and which shape they get within it.
+"""How much of the device's memory the rows' keys and values may take, and which shapes they get within it.
 
-Arithmetic over lengths: knows neither arrays nor requests.
+Rows of similar length share a block, a rectangle with the columns of its longest row: one long row among short ones
+then costs its own columns, not everybody's. Arithmetic over lengths: knows neither arrays nor requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 COLUMN_STEP = 256
 """Rows grow by multiples of this, as mlx-lm's own cache does."""
+
+SHORT_STEP = 64
+"""And by multiples of this up to COLUMN_STEP."""
 
 SHARE = 1 / 8
 """Of the device's memory. Four models are loaded at once by default: together their keys and values get half of it.
@@ -40,29 +45,40 @@ class Room:
 
     def fits(self, lengths: Sequence[int], cell_bytes: int) -> bool:
         """A row alone always does: there is nobody to wait for."""
-        return len(lengths) <= 1 or self._holds(tight(lengths), cell_bytes)
+        return len(lengths) <= 1 or tight_cells(lengths) * cell_bytes <= self.bytes
 
-    def shape(self, held: Shape, lengths: Sequence[int], cell_bytes: int) -> Shape:
-        """What to hold next. Rows double and shrink late, so that joins and leaves rarely copy, where there is room."""
+    def shape(self, held: Shape, lengths: Sequence[int], other_cells: int, cell_bytes: int) -> Shape:
+        """What a block holds next, beside so many cells of others.
+
+        Rows grow by half and shrink late, so that joins and leaves rarely copy, where there is room.
+        """
         need = tight(lengths)
-        rows = _settled(held.rows, need.rows, max(need.rows, min(2 * held.rows, self.rows)))
+        rows = _settled(held.rows, need.rows, max(need.rows, min(held.rows * 3 // 2, self.rows)))
         loose = Shape(rows, _settled(held.columns, need.columns, need.columns))
-        return loose if self._holds(loose, cell_bytes) else need
-
-    def _holds(self, shape: Shape, cell_bytes: int) -> bool:
-        return shape.cells * cell_bytes <= self.bytes
+        return loose if (loose.cells + other_cells) * cell_bytes <= self.bytes else need
 
 
 UNBOUNDED = Room(rows=1 << 30, bytes=1 << 62)
 
 
+def kind(length: int) -> int:
+    """Which rows share a block: those whose lengths lie between the same two powers of two."""
+    return max(0, (max(1, length) - 1).bit_length() - SHORT_STEP.bit_length())
+
+
 def tight(lengths: Sequence[int]) -> Shape:
-    """The smallest shape for rows of these lengths."""
+    """The smallest block for rows of these lengths."""
     return Shape(len(lengths), stepped(max(lengths, default=0)))
 
 
+def tight_cells(lengths: Iterable[int]) -> int:
+    """Of all blocks together, each as small as its rows allow."""
+    return sum(tight(list(block)).cells for _, block in groupby(sorted(lengths), kind))
+
+
 def stepped(length: int) -> int:
-    return -(-length // COLUMN_STEP) * COLUMN_STEP
+    step = SHORT_STEP if length <= COLUMN_STEP else COLUMN_STEP
+    return -(-length // step) * step
 
 
 def _settled(held: int, need: int, grown: int) -> int:

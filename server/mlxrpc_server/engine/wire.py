@@ -90,6 +90,8 @@ class Left(enum.IntEnum):
     CANCELLED = 3
     REFUSED = 4
     """The worker could not take the row at all: an id out of range, or nothing to feed."""
+    FAILED = 5
+    """A step raises whenever this row runs, also alone."""
 
 
 class Step(Message, frozen=True):

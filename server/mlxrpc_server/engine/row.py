@@ -1,0 +1,86 @@
+"""One request in the engine: what was asked, and how far it has come. Knows no arrays but its own unfinished cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxrpc_server.engine.penalties import History
+from mlxrpc_server.engine.wire import Left
+from mlxrpc_server.types import RowId, Sampling
+
+MOST_SETBACKS = 2
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    id: RowId
+    prompt: Sequence[int]
+    produced: list[int]
+    sampling: Sampling
+    max_tokens: int
+    stop_ids: frozenset[int]
+    unread: int = 0
+    """Tokens that were drawn behind `produced` and that nobody has read yet."""
+    cache: list[Any] = field(default_factory=list)
+    """Its own during prefill; then the KV has it."""
+    cached: int = 0
+    """Tokens of the context that the cache holds during prefill."""
+    arrival: int = 0
+    """Its place among all rows that were submitted, for good."""
+    setbacks: int = 0
+    """Steps that raised while it ran, since its last token."""
+    history: History = field(init=False)
+    """What penalties look at: it sees `produced` grow."""
+
+    def __post_init__(self) -> None:
+        self.history = History(self.prompt, self.produced)
+
+    @property
+    def length(self) -> int:
+        """Of the whole context, with what is not read yet."""
+        return len(self.prompt) + len(self.produced) + self.unread
+
+    @property
+    def last_token(self) -> int:
+        return self.produced[-1] if self.produced else self.prompt[-1]
+
+    @property
+    def to_prefill(self) -> int:
+        """All but the last token, which the first decoding step feeds."""
+        return self.length - 1 - self.cached
+
+    @property
+    def spent(self) -> bool:
+        """Whether every token that it may produce has been drawn."""
+        return len(self.produced) + self.unread >= self.max_tokens
+
+    @property
+    def suspected(self) -> bool:
+        """Whether too many steps raised while it ran for that to be others' fault."""
+        return self.setbacks >= MOST_SETBACKS
+
+    def context(self, start: int, end: int) -> list[int]:
+        """The tokens from `start` to `end` of prompt and produced together."""
+        behind = len(self.prompt)
+        produced = self.produced[max(0, start - behind) : max(0, end - behind)]
+        return [*self.prompt[start:end], *produced]
+
+    def gain(self, token: int) -> Left | None:
+        """A drawn token is read; says why it was the last one, if it was."""
+        self.unread -= 1
+        self.setbacks = 0
+        self.produced.append(token)
+        return self.ended()
+
+    def ended(self) -> Left | None:
+        if self.produced and self.produced[-1] in self.stop_ids:
+            return Left.STOP_TOKEN
+        if len(self.produced) >= self.max_tokens:
+            return Left.LENGTH
+        return None
+
+    def rewind(self) -> None:
+        """Back to what was read: the rest is fed and drawn again, and comes out the same."""
+        self.unread, self.cached, self.cache = 0, 0, []
