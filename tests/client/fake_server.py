@@ -48,6 +48,9 @@ MODELS = [
 ]
 
 
+CONTEXT = 4096
+
+
 @dataclass(frozen=True)
 class Failure:
     """An error as the contract describes it: a sentence, a reason with facts, and details."""
@@ -87,6 +90,7 @@ def violations(*pairs: tuple[str, str]) -> error_details_pb2.BadRequest:
     )
 
 
+TOO_LONG = Failure(grpc.StatusCode.INVALID_ARGUMENT, "the prompt is too long", "PROMPT_TOO_LONG")
 UNKNOWN_MODEL = Failure(
     grpc.StatusCode.NOT_FOUND,
     "there is no model 'nobody' here; the nearest name is demo",
@@ -130,6 +134,8 @@ class FakeInference(InferenceServiceServicer):
 
     def StreamGenerate(self, request: pb.StreamGenerateRequest, context: Any) -> Iterator[pb.StreamGenerateResponse]:
         self._received(request, context)
+        if prompt_tokens(request.input) > CONTEXT:
+            abort(context, TOO_LONG)
         try:
             for event in self.events if self.events is not None else usual_events(request):
                 yield event
@@ -145,7 +151,9 @@ class FakeInference(InferenceServiceServicer):
         count = prompt_tokens(request.input)
         ids = range(count) if request.return_token_ids else ()
         prompt = "the prompt" if request.return_prompt else ""
-        return pb.CountTokensResponse(token_count=count, context_length=4096, token_ids=ids, prompt=prompt, fits=True)
+        return pb.CountTokensResponse(
+            token_count=count, context_length=CONTEXT, token_ids=ids, prompt=prompt, fits=True
+        )
 
     def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         self._received(request, context)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -167,14 +166,6 @@ def test_a_timeout_is_named(command: Mlxrpc, fake: FakeInference, server: FakeSe
     fake.hold = True
     done = command("generate", "Hello", "--timeout", "0.2")
     assert done.stderr == f"mlxrpc: {server.target} did not finish in time (--timeout)\n"
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """A shell that starts the tests in the background has them, and their children, ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mlxrpc._version import __version__
-from mlxrpc.cli import count, generate, health, models, serve, terminal
+from mlxrpc.cli import chat, count, generate, health, models, serve, terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +22,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mlxrpc", description="Language models on MLX, served over gRPC.")
     parser.add_argument("--version", action="version", version=f"mlxrpc {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for command in (serve, generate, models, count, health):
+    for command in (serve, chat, generate, models, count, health):
         command.add(commands)
     return parser

@@ -8,24 +8,7 @@ from typing import Any
 
 from mlxrpc._results import Completion
 from mlxrpc._sync import Client, Stream
-from mlxrpc.cli import connection, prompt, terminal
-
-# What is handed to the client under the same name.
-OPTIONS = (
-    "model",
-    "enable_thinking",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "max_tokens",
-    "stop",
-    "ignore_eos",
-)
+from mlxrpc.cli import connection, prompt, sampling, terminal
 
 
 def add(commands: Any) -> None:
@@ -34,25 +17,13 @@ def add(commands: Any) -> None:
     prompt.add(parser)
     parser.add_argument("--json", action="store_true", help="print the whole response as JSON, at the end")
     parser.add_argument("--stats", action="store_true", help="print counts and speed to stderr, at the end")
-    ends = parser.add_argument_group("end")
-    ends.add_argument("-n", "--max-tokens", type=int, metavar="N")
-    ends.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
-    ends.add_argument("--ignore-eos", action="store_true", default=None, help="go on where the model would end")
-    sampling = parser.add_argument_group("sampling (default: the model's own)")
-    sampling.add_argument("-t", "--temperature", type=float, metavar="X", help="0: always the most probable token")
-    sampling.add_argument("--top-p", type=float, metavar="X")
-    sampling.add_argument("--top-k", type=int, metavar="N")
-    sampling.add_argument("--min-p", type=float, metavar="X")
-    sampling.add_argument("--repetition-penalty", type=float, metavar="X")
-    sampling.add_argument("--presence-penalty", type=float, metavar="X")
-    sampling.add_argument("--frequency-penalty", type=float, metavar="X")
-    sampling.add_argument("--seed", type=int, metavar="N", help="repeat the draws of an earlier call")
+    sampling.add(parser)
     connection.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     given = prompt.prompt_from(arguments)
-    options = {name: getattr(arguments, name) for name in OPTIONS}
+    options = sampling.options(arguments)
     with connection.client(arguments) as client:
         completion = (_whole if arguments.json else _streamed)(client, given, options)
     if arguments.stats:

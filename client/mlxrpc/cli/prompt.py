@@ -10,6 +10,13 @@ from mlxrpc._messages import Prompt, Text, system, user
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what the user says; absent or -: read from stdin")
+    add_model(parser)
+    kind = parser.add_mutually_exclusive_group()
+    add_system(kind)
+    kind.add_argument("--raw", action="store_true", help="no chat template: the model goes on with the text as it is")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", help="its name or an alias (default: the server's first)")
     parser.add_argument(
         "--thinking",
@@ -17,9 +24,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="let the model think first (default: its own)",
     )
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--system", metavar="TEXT", help="instructions for the whole conversation")
-    kind.add_argument("--raw", action="store_true", help="no chat template: the model goes on with the text as it is")
+
+
+def add_system(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--system", metavar="TEXT", help="instructions for the whole conversation")
 
 
 def prompt_from(arguments: argparse.Namespace) -> Prompt:
