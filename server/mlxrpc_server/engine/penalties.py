@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from mlxrpc_server.engine.some import column
 from mlxrpc_server.types import Sampling
 
 ENDLESS = 2**31 - 1
@@ -132,7 +133,7 @@ class _Repetition:
         self._ids = mx.array([window[-1:] * (width - len(window)) + window for window in windows], dtype=mx.int32)
         self._shortest, self._longest = min(sizes), max(sizes)
         self._sizes = mx.array(sizes, dtype=mx.int32)[:, None]
-        self._penalty = _column([max(place.sampling.repetition_penalty, _LEAST_PENALTY) for place in places])
+        self._penalty = column([max(place.sampling.repetition_penalty, _LEAST_PENALTY) for place in places])
 
     def apply(self, logits: mx.array) -> mx.array:
         flat = logits.reshape(-1)
@@ -166,8 +167,8 @@ class _Counts:
         self._rows = _rows(places)
         self._ids = _matrix([list(count) for count in counts], 0)
         self._numbers = _matrix([list(count.values()) for count in counts], 0).astype(mx.float32)
-        self._presence = _column([place.sampling.presence_penalty for place in places])
-        self._frequency = _column([place.sampling.frequency_penalty for place in places])
+        self._presence = column([place.sampling.presence_penalty for place in places])
+        self._frequency = column([place.sampling.frequency_penalty for place in places])
 
     def apply(self, logits: mx.array) -> mx.array:
         penalty = self._frequency * self._numbers + self._presence * (self._numbers > 0)
@@ -194,10 +195,6 @@ def _window(sampling: Sampling) -> int:
 
 def _rows(places: Sequence[Place]) -> mx.array:
     return mx.array([place.row for place in places], dtype=mx.int32)[:, None]
-
-
-def _column(values: Sequence[float]) -> mx.array:
-    return mx.array(list(values), dtype=mx.float32)[:, None]
 
 
 def _matrix(rows: Sequence[list[Any]], padding: float) -> mx.array:
