@@ -1,112 +1,71 @@
-"""`make bench`: what this machine does, in two tables. A minute at most, and nothing leaves the loopback interface."""
+"""`python bench WORD`, from the repository's root: measures this machine. Nothing leaves the loopback interface.
+
+Beside what its word names, every word measures the same contenders: mlxrpc, mlx_lm.server, the raw loop, and the
+smg gRPC servicer where an environment for it is named.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
-import importlib.metadata
-import os
-import platform
-import subprocess
+import argparse
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import grpc
-import latency
-import throughput
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from health import checks
+from serving import machine
+from serving.contenders import Contender
+from serving.contenders.mlx_lm_server import MlxLmServer
+from serving.contenders.ours import Ours
+from serving.contenders.smg import Smg
+from serving.plans import PLANS
+from serving.report import Report
+from serving.run import Run
 
-from mlxrpc.v1 import admin_pb2, admin_pb2_grpc
-from mlxrpc_server import demo
-
-READINESS = "mlxrpc.v1.InferenceService"
+NAMES = ("mlxrpc", "mlx_lm.server", "smg-grpc-servicer")
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as scratch, server(silent_model(Path(scratch) / "silent")) as addresses:
-        print(about(addresses[1]))
-        print("\nHealth checks, one after the other, while the server is busy otherwise; milliseconds")
-        print(table(latency.HEADER, latency.rows(*addresses)))
-        print("\nStreams of 64 tokens at once, greedy, prompts of 32 tokens")
-        print(table(throughput.HEADER, throughput.rows(addresses[0])))
+    chosen = arguments()
+    if chosen.word == "health":
+        checks.main()
+        return
+    smg = Smg(chosen.smg_python, chosen.smg_path) if chosen.smg_python or chosen.smg_path else None
+    run = Run(contenders(smg, chosen.only), chosen.seconds, lambda line: print(line, file=sys.stderr, flush=True))
+    rounds = 1
+    with tempfile.TemporaryDirectory() as scratch:
+        for plan in PLANS[chosen.word](Path(scratch)):
+            rounds = max(rounds, plan.rounds)
+            run.measure(plan)
+    report = Report(machine.about(smg, rounds), run.results)
+    print(report.text())
+    if chosen.out:
+        write(report, chosen.out, chosen.word)
 
 
-@contextlib.contextmanager
-def server(silent: Path) -> Iterator[tuple[str, str]]:
-    """A server of its own: the built-in model, and one whose load never ends. Gives its addresses."""
-    models = (f"{latency.BUILT_IN}={demo.source()}", f"{latency.SILENT}={silent}")
-    command = [sys.executable, "-m", "mlxrpc_server", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
-    for model in models:
-        command += ["--model", model]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [*command, "--lame-duck", "0"], stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True
-        )
-        try:
-            listen, admin = (process.stdout.readline().split()[-1] for _ in range(2))
-            wait_ready(listen)
-            yield listen, admin
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def wait_ready(address: str) -> None:
-    request = health_pb2.HealthCheckRequest(service=READINESS)
-    with grpc.insecure_channel(address) as channel:
-        for response in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=120, wait_for_ready=True):
-            if response.status == health_pb2.HealthCheckResponse.SERVING:
-                return
-
-
-def silent_model(folder: Path) -> Path:
-    """The built-in one with a second weights file, a pipe into which nobody writes."""
-    folder.mkdir()
-    for file in demo.source().iterdir():
-        (folder / file.name).symlink_to(file)
-    os.mkfifo(folder / "model-2.safetensors")
-    return folder
-
-
-def about(admin: str) -> str:
-    with grpc.insecure_channel(admin) as channel:
-        info = admin_pb2_grpc.ModelAdminServiceStub(channel).GetServerInfo(admin_pb2.GetServerInfoRequest())
-    device = info.device + (f" with {info.blas}" if info.blas else "")
-    versions = {
-        "mlxrpc": info.server.version,
-        "mlx": info.mlx_version,
-        "mlx-lm": info.mlx_lm_version,
-        "grpcio": importlib.metadata.version("grpcio"),
-        "Python": info.python_version,
-    }
-    today = dt.datetime.now(dt.UTC).date()
-    return "\n".join(
-        [
-            f"{today}, {platform.system()} on {processor()}, {os.cpu_count()} cores shared by clients, server and worker",
-            f"the built-in model on {device}; " + ", ".join(f"{name} {version}" for name, version in versions.items()),
-        ]
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python bench", description=__doc__)
+    parser.add_argument("word", nargs="?", default="short", choices=[*PLANS, "health"], help="(default short)")
+    parser.add_argument(
+        "--only", type=lambda names: names.split(","), default=NAMES, metavar="NAMES", help="contenders"
     )
+    parser.add_argument("--smg-python", default="", metavar="FILE", help="a Python that has smg-grpc-servicer")
+    parser.add_argument("--smg-path", default="", metavar="FOLDERS", help="where this Python finds smg-grpc-servicer")
+    parser.add_argument("--seconds", type=float, default=3600, help="no cell is begun after so many")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the tables, the figures as JSON, and charts")
+    return parser.parse_args()
 
 
-def processor() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()
+def contenders(smg: Smg | None, only: list[str]) -> list[Contender]:
+    every: list[Contender] = [Ours(), MlxLmServer(), *([smg] if smg else [])]
+    return [contender for contender in every if contender.name in only]
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The first column to the left, the numbers to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
+def write(report: Report, folder: Path, word: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{word}.md").write_text(report.text(), encoding="utf-8")
+    (folder / f"{word}.json").write_text(report.as_json(), encoding="utf-8")
+    for number, (_model, picture) in enumerate(report.charts()):
+        (folder / f"{word}-{number}.svg").write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A client that keeps a server busy until it is killed: `load.py streams|prompts ADDRESS`. Says "busy" once it does."""
+"""A client that keeps a server busy until it is killed: `busy.py streams|prompts ADDRESS`. Says "busy" once it does."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import asyncio
 import sys
 
 import grpc
-from throughput import request
 
 from mlxrpc.v1 import inference_pb2 as pb
+from mlxrpc.v1 import model_pb2
 from mlxrpc.v1.inference_pb2_grpc import InferenceServiceStub
 
 STREAMS = 32
 LONG = ("the quick brown fox 안녕 🙂 " * 5000)[:100_000]
+
+
+def request(prompt: int, tokens: int) -> pb.StreamGenerateRequest:
+    return pb.StreamGenerateRequest(
+        input=pb.Input(token_ids=pb.TokenIds(ids=[(7 * place) % 1000 for place in range(prompt)])),
+        sampling=model_pb2.Sampling(temperature=0),
+        stop=pb.Stop(max_tokens=tokens, ignore_eos=True),
+    )
 
 
 async def stream(stub: InferenceServiceStub, started: asyncio.Barrier) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -15,13 +17,62 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mlxrpc.v1 import admin_pb2, admin_pb2_grpc
+from mlxrpc_server import demo
+from serving import machine
+from serving.table import table
 
-BUILT_IN, SILENT = "mlxrpc-demo", "silent"
+READINESS = "mlxrpc.v1.InferenceService"
+
+BUILT_IN, SILENT = "built-in", "silent"
 CHECKS = 500
 SECONDS = 4.0
 """For one row of the table, whichever comes first."""
 
-HEADER = ("while", "p50", "p99", "worst", "p50 against idle", "checks")
+HEADER = ("while", "", "p50 ms", "p99", "worst", "p50 against idle", "checks")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch, server(silent_model(Path(scratch) / "silent")) as addresses:
+        print("\n".join(f"- {line}" for line in machine.about(None, rounds=1)[:3]))
+        print("\nHealth checks, one after the other\n")
+        print(table(HEADER, rows(*addresses)))
+
+
+@contextlib.contextmanager
+def server(silent: Path) -> Iterator[tuple[str, str]]:
+    """A server of its own: the built-in model, and one whose load never ends. Gives its addresses."""
+    models = (f"{BUILT_IN}={demo.source()}", f"{SILENT}={silent}")
+    command = [sys.executable, "-m", "mlxrpc_server", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
+    for model in models:
+        command += ["--model", model]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [*command, "--lame-duck", "0"], stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True
+        )
+        try:
+            listen, admin = (process.stdout.readline().split()[-1] for _ in range(2))
+            wait_ready(listen)
+            yield listen, admin
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def wait_ready(address: str) -> None:
+    request = health_pb2.HealthCheckRequest(service=READINESS)
+    with grpc.insecure_channel(address) as channel:
+        for response in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=120, wait_for_ready=True):
+            if response.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+
+
+def silent_model(folder: Path) -> Path:
+    """The built-in one with a second weights file, a pipe into which nobody writes."""
+    folder.mkdir()
+    for file in demo.source().iterdir():
+        (folder / file.name).symlink_to(file)
+    os.mkfifo(folder / "model-2.safetensors")
+    return folder
 
 
 def rows(address: str, admin: str) -> Iterator[tuple[str, ...]]:
@@ -38,7 +89,13 @@ def rows(address: str, admin: str) -> Iterator[tuple[str, ...]]:
         median = statistics.median(times)
         idle = idle or median
         worst = quantile(times, 0.99), times[-1]
-        yield name, *(f"{1000 * seconds:.2f}" for seconds in (median, *worst)), f"{median / idle:.1f}", str(len(times))
+        yield (
+            name,
+            "",
+            *(f"{1000 * seconds:.2f}" for seconds in (median, *worst)),
+            f"{median / idle:.1f}",
+            str(len(times)),
+        )
 
 
 def probe(address: str) -> list[float]:
@@ -74,7 +131,7 @@ def pending_load(admin: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def load(kind: str, address: str) -> Iterator[None]:
-    command = [sys.executable, str(Path(__file__).with_name("load.py")), kind, address]
+    command = [sys.executable, str(Path(__file__).with_name("busy.py")), kind, address]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         process.stdout.readline()
