@@ -1,0 +1,250 @@
+// One decoding step's attention over rows of any length, whose keys and values lie in pages.
+//
+// A block takes one part of one row for one key-value head, and the queries that share that head. Where a row has several
+// parts, the last block to finish puts them together. The new token's key and value come from the inputs; they are
+// written into the row's page beside the reading, so that a step needs no launch of its own for that.
+//
+//   table    [rows, width]: the address of each page's first key, in the first layer
+//   lengths  [rows]: tokens of each row that are in its pages
+//   work     tokens of a part, then (row, part) for each block; a row's parts stand side by side, from the first
+//   place    this layer's bytes behind a page's address, for keys and for values; the window (0: none); the scale's bits
+//   counters [rows, HKV]: parts that are done, zero before and after
+
+namespace mlxrpc {
+
+constexpr float LEAST = -1e30f;
+
+template <typename T, int D>
+struct Head {
+  static constexpr int VECTOR = 16 / sizeof(T);
+  static constexpr int VECTORS = D / VECTOR;
+  // The lanes that share a token's head: a power of two, some of them idle where a head has fewer loads than that.
+  static constexpr int LANES = VECTORS > 16 ? 32 : VECTORS > 8 ? 16 : 8;
+  static constexpr int LOADS = (VECTORS + LANES - 1) / LANES;
+  static constexpr int NUMBERS = LOADS * VECTOR;
+  static_assert(D % VECTOR == 0, "a head is whole loads of 16 bytes");
+
+  uint4 raw[LOADS];
+
+  __device__ void load(const T* from, int lane, bool wanted) {
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+      const int vector = i * LANES + lane;
+      raw[i] = wanted && vector < VECTORS ? reinterpret_cast<const uint4*>(from)[vector] : make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  __device__ void store(T* to, int lane) const {
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+      const int vector = i * LANES + lane;
+      if (vector < VECTORS) reinterpret_cast<uint4*>(to)[vector] = raw[i];
+    }
+  }
+
+  __device__ float operator[](int i) const { return static_cast<float>(reinterpret_cast<const T*>(raw)[i]); }
+};
+
+// What a lane knows of the queries that its warp answers: the largest score, the weights' sum, the weighted values.
+template <typename T, int D, int HEADS>
+struct Answer {
+  using Vectors = Head<T, D>;
+
+  float query[HEADS][Vectors::NUMBERS];
+  float most[HEADS], sum[HEADS], values[HEADS][Vectors::NUMBERS];
+
+  __device__ void ask(const T* queries, int lane, int heads, float scale) {
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+      Vectors q;
+      q.load(queries + h * D, lane, h < heads);
+      most[h] = LEAST, sum[h] = 0.f;
+#pragma unroll
+      for (int i = 0; i < Vectors::NUMBERS; i++) query[h][i] = q[i] * scale, values[h][i] = 0.f;
+    }
+  }
+
+  template <int TOKENS>
+  __device__ void hear(const Vectors (&key)[TOKENS], const Vectors (&value)[TOKENS], const bool (&seen)[TOKENS]) {
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+      float score[TOKENS];
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) {
+        score[t] = 0.f;
+#pragma unroll
+        for (int i = 0; i < Vectors::NUMBERS; i++) score[t] += query[h][i] * key[t][i];
+      }
+#pragma unroll
+      for (int apart = Vectors::LANES / 2; apart > 0; apart /= 2)
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) score[t] += __shfl_xor_sync(0xffffffffu, score[t], apart);
+      float now = most[h];
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) now = seen[t] ? fmaxf(now, score[t]) : now;
+      const float before = exp2f(most[h] - now);
+      most[h] = now, sum[h] *= before;
+#pragma unroll
+      for (int i = 0; i < Vectors::NUMBERS; i++) values[h][i] *= before;
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) {
+        const float weight = seen[t] ? exp2f(score[t] - now) : 0.f;
+        sum[h] += weight;
+#pragma unroll
+        for (int i = 0; i < Vectors::NUMBERS; i++) values[h][i] += weight * value[t][i];
+      }
+    }
+  }
+
+  // Lanes that hold the same numbers of other tokens put theirs together.
+  __device__ void gather() {
+#pragma unroll
+    for (int apart = Vectors::LANES; apart < 32; apart *= 2)
+#pragma unroll
+      for (int h = 0; h < HEADS; h++) {
+        const float now = fmaxf(most[h], __shfl_xor_sync(0xffffffffu, most[h], apart));
+        const float mine = exp2f(most[h] - now);
+        most[h] = now, sum[h] *= mine;
+        sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], apart);
+#pragma unroll
+        for (int i = 0; i < Vectors::NUMBERS; i++) {
+          values[h][i] *= mine;
+          values[h][i] += __shfl_xor_sync(0xffffffffu, values[h][i], apart);
+        }
+      }
+  }
+};
+
+// Four queries to a warp at most: with more, registers would run short. Warps with other queries read the same tokens.
+template <int G>
+struct Warps {
+  static constexpr int ROLES = (G + 3) / 4;
+  static constexpr int HEADS = (G + ROLES - 1) / ROLES;
+  static constexpr int TEAMS = ROLES >= 8 ? 1 : 8 / ROLES;
+  static constexpr int ALL = ROLES * TEAMS;
+};
+
+template <typename T, int D, int HKV, int G, int PAGE>
+__device__ void attend(const T* q, const T* k, const T* v, const uint64_t* table, int width, const int* lengths,
+                       const int* work, const int64_t* place, uint32_t* counters, T* out, float* partials) {
+  using Vectors = Head<T, D>;
+  using W = Warps<G>;
+  constexpr int UNROLL = Vectors::LOADS > 1 ? 2 : 4;
+  constexpr int GROUPS = 32 / Vectors::LANES;
+  constexpr int TILE = W::TEAMS * GROUPS * UNROLL;
+  constexpr int PARTIAL = G * (D + 2);
+  static_assert(PAGE % UNROLL == 0, "tokens that are read together lie in one page");
+
+  const int item = blockIdx.x / HKV, head = blockIdx.x % HKV;
+  const int chunk = work[0], row = work[1 + 2 * item], part = work[2 + 2 * item];
+  const int length = lengths[row], window = static_cast<int>(place[2]);
+  const int least = window > 0 ? max(0, length + 1 - window) : 0;
+  const int first_part = least / chunk, last_part = length / chunk;
+  if (part < first_part || part > last_part) return;
+
+  const int warp = threadIdx.x / 32, role = warp % W::ROLES, team = warp / W::ROLES;
+  const int group = threadIdx.x % 32 / Vectors::LANES, lane = threadIdx.x % Vectors::LANES;
+  const int heads = min(W::HEADS, G - role * W::HEADS);
+  const size_t queries = (static_cast<size_t>(row) * HKV + head) * G;
+  const uint64_t* pages = table + static_cast<size_t>(row) * width;
+  const size_t in_page = static_cast<size_t>(head) * PAGE * D;
+
+  Answer<T, D, W::HEADS> answer;
+  answer.ask(q + (queries + role * W::HEADS) * D, lane, heads, __int_as_float(static_cast<int>(place[3])) * 1.44269504f);
+
+  const int begin = max(part * chunk, least), end = min((part + 1) * chunk, length);
+  int token = begin / UNROLL * UNROLL + (team * GROUPS + group) * UNROLL;
+  uint64_t page = token < end ? pages[token / PAGE] : 0;
+  for (int base = begin / UNROLL * UNROLL; base < end; base += TILE, token += TILE) {
+    Vectors key[UNROLL], value[UNROLL];
+    bool seen[UNROLL];
+    const T* keys = reinterpret_cast<const T*>(page + place[0]) + in_page + token % PAGE * D;
+    const T* values = reinterpret_cast<const T*>(page + place[1]) + in_page + token % PAGE * D;
+#pragma unroll
+    for (int t = 0; t < UNROLL; t++) {
+      seen[t] = token + t >= begin && token + t < end;
+      key[t].load(keys + t * D, lane, seen[t]);
+    }
+#pragma unroll
+    for (int t = 0; t < UNROLL; t++) value[t].load(values + t * D, lane, seen[t]);
+    page = token + TILE < end ? pages[(token + TILE) / PAGE] : 0;
+    answer.hear(key, value, seen);
+  }
+
+  if (part == last_part && team == 0) {
+    Vectors key[1], value[1];
+    const bool seen[1] = {group == 0};
+    const size_t one = (static_cast<size_t>(row) * HKV + head) * D;
+    key[0].load(k + one, lane, true);
+    value[0].load(v + one, lane, true);
+    answer.hear(key, value, seen);
+    if (role == 0 && group == 0) {
+      const uint64_t last = pages[length / PAGE];
+      key[0].store(reinterpret_cast<T*>(last + place[0]) + in_page + length % PAGE * D, lane);
+      value[0].store(reinterpret_cast<T*>(last + place[1]) + in_page + length % PAGE * D, lane);
+    }
+  }
+  answer.gather();
+
+  __shared__ float all_most[W::ALL][W::HEADS], all_sums[W::ALL][W::HEADS], all_values[W::ALL][W::HEADS][D];
+#pragma unroll
+  for (int h = 0; h < W::HEADS; h++) {
+    if (threadIdx.x % 32 == 0) all_most[warp][h] = answer.most[h], all_sums[warp][h] = answer.sum[h];
+#pragma unroll
+    for (int i = 0; i < Vectors::NUMBERS; i++) {
+      const int vector = i / Vectors::VECTOR * Vectors::LANES + lane;
+      if (group == 0 && vector < Vectors::VECTORS)
+        all_values[warp][h][vector * Vectors::VECTOR + i % Vectors::VECTOR] = answer.values[h][i];
+    }
+  }
+  __syncthreads();
+
+  const bool alone = first_part == last_part;
+  float* partial = partials + (static_cast<size_t>(item) * HKV + head) * PARTIAL;
+  for (int e = threadIdx.x; e < G * D; e += W::ALL * 32) {
+    const int g = e / D, d = e % D, of = g / W::HEADS, h = g % W::HEADS;
+    float most = LEAST, sum = 0.f, value = 0.f;
+#pragma unroll
+    for (int t = 0; t < W::TEAMS; t++) most = fmaxf(most, all_most[t * W::ROLES + of][h]);
+#pragma unroll
+    for (int t = 0; t < W::TEAMS; t++) {
+      const float weight = exp2f(all_most[t * W::ROLES + of][h] - most);
+      sum += weight * all_sums[t * W::ROLES + of][h];
+      value += weight * all_values[t * W::ROLES + of][h][d];
+    }
+    if (alone) {
+      out[queries * D + e] = static_cast<T>(value / sum);
+    } else {
+      partial[e] = value;
+      if (d == 0) partial[G * D + g] = most, partial[G * D + G + g] = sum;
+    }
+  }
+  if (alone) return;
+
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  uint32_t* counter = counters + row * HKV + head;
+  if (threadIdx.x == 0) last = atomicAdd(counter, 1u) == static_cast<uint32_t>(last_part - first_part);
+  __syncthreads();
+  if (!last) return;
+  if (threadIdx.x == 0) *counter = 0;
+  __threadfence();
+  const float* parts = partial + (static_cast<int64_t>(first_part) - part) * HKV * PARTIAL;
+  for (int e = threadIdx.x; e < G * D; e += W::ALL * 32) {
+    const int g = e / D;
+    float most = LEAST, sum = 0.f, value = 0.f;
+#pragma unroll 4
+    for (int p = 0; p <= last_part - first_part; p++) {
+      const float* from = parts + static_cast<size_t>(p) * HKV * PARTIAL;
+      const float its_most = __ldcg(from + G * D + g);
+      const float now = fmaxf(most, its_most), before = exp2f(most - now), weight = exp2f(its_most - now);
+      most = now;
+      sum = sum * before + weight * __ldcg(from + G * D + G + g);
+      value = value * before + weight * __ldcg(from + e);
+    }
+    out[queries * D + e] = static_cast<T>(value / sum);
+  }
+}
+
+}  // namespace mlxrpc

@@ -1,0 +1,60 @@
+// The kernels of engine/kernels/*.cu as functions of a library, for one block size, a few heads, and two dtypes.
+#include "simt.h"
+//
+#include "attend.cu"
+#include "draw.cu"
+#include "write.cu"
+
+constexpr int PAGE = 32;
+
+template <typename T, int D, int HKV, int G>
+void attend(const void* q, const void* k, const void* v, const uint64_t* table, int width, const int* lengths,
+            const int* work, const int64_t* place, uint32_t* counters, void* out, float* partials, int items) {
+  simt::launch({static_cast<unsigned>(items * HKV), 1, 1}, mlxrpc::Warps<G>::ALL * 32, [=] {
+    mlxrpc::attend<T, D, HKV, G, PAGE>(static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
+                                       table, width, lengths, work, place, counters, static_cast<T*>(out), partials);
+  });
+}
+
+template <typename T, int D, int HKV>
+void write(const void* keys, const void* values, int rows, int columns, const uint64_t* table, int width,
+           const int* lengths, const int64_t* place) {
+  simt::launch({static_cast<unsigned>((columns + PAGE - 1) / PAGE), HKV, static_cast<unsigned>(rows)}, 128, [=] {
+    mlxrpc::write<T, D, HKV, PAGE>(static_cast<const T*>(keys), static_cast<const T*>(values), columns, table, width,
+                                   lengths, place);
+  });
+}
+
+template <typename T>
+void draw(const void* logits, int rows, int width, const uint32_t* positions, const float* numbers,
+          const uint32_t* settings, uint32_t* tokens, int threads) {
+  simt::launch({static_cast<unsigned>(rows), 1, 1}, threads, [=] {
+    mlxrpc::draw<T>(static_cast<const T*>(logits), width, positions, numbers, settings, tokens);
+  });
+}
+
+#define ATTENTION(name, T, D, HKV, G)                                                                                 \
+  extern "C" void attend_##name(const void* q, const void* k, const void* v, const uint64_t* table, int width,        \
+                                const int* lengths, const int* work, const int64_t* place, uint32_t* counters,        \
+                                void* out, float* partials, int items) {                                              \
+    attend<T, D, HKV, G>(q, k, v, table, width, lengths, work, place, counters, out, partials, items);                \
+  }                                                                                                                   \
+  extern "C" void write_##name(const void* keys, const void* values, int rows, int columns, const uint64_t* table,    \
+                               int width, const int* lengths, const int64_t* place) {                                 \
+    write<T, D, HKV>(keys, values, rows, columns, table, width, lengths, place);                                      \
+  }
+
+ATTENTION(f32_64_2_2, float, 64, 2, 2)
+ATTENTION(f32_80_1_7, float, 80, 1, 7)
+ATTENTION(f32_256_1_9, float, 256, 1, 9)
+ATTENTION(bf16_96_2_1, bfloat, 96, 2, 1)
+ATTENTION(bf16_128_2_4, bfloat, 128, 2, 4)
+
+extern "C" void draw_f32(const void* logits, int rows, int width, const uint32_t* positions, const float* numbers,
+                         const uint32_t* settings, uint32_t* tokens, int threads) {
+  draw<float>(logits, rows, width, positions, numbers, settings, tokens, threads);
+}
+extern "C" void draw_bf16(const void* logits, int rows, int width, const uint32_t* positions, const float* numbers,
+                          const uint32_t* settings, uint32_t* tokens, int threads) {
+  draw<bfloat>(logits, rows, width, positions, numbers, settings, tokens, threads);
+}

@@ -1,0 +1,246 @@
+"""The CUDA kernels' logic, run thread by thread on this CPU, against the plain operations that they stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxrpc_server.engine.kernels import draw as fused
+from mlxrpc_server.engine.sampling import Draws
+from mlxrpc_server.types import Sampling
+from tests.engine import simt
+
+pytestmark = pytest.mark.skipif(not simt.AT_HAND, reason="no g++ to build the kernels with")
+
+PAGE = 32
+
+
+def sampling(temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int = 0) -> Sampling:
+    return Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+
+
+def drawn(logits: mx.array, positions: mx.array, rows: list[Sampling], threads: int) -> list[int]:
+    columns = fused.columns(rows, coldest=1e-6)
+    tokens = np.zeros(len(rows), dtype=np.uint32)
+    simt.call(
+        f"draw_{simt.DTYPES[logits.dtype]}",
+        simt.memory(logits),
+        len(rows),
+        logits.shape[1],
+        simt.memory(positions),
+        simt.memory(columns.numbers),
+        simt.memory(columns.settings),
+        tokens,
+        threads,
+    )
+    return [int(token) for token in tokens]
+
+
+def near_ties_apart(logits: mx.array, positions: mx.array, rows: list[Sampling], tokens: list[int]) -> int:
+    """How many rows drew another token than the plain path, and not because the two tie but for the last bits."""
+    scores = Draws(rows).scores(logits, positions).astype(mx.float32)
+    best = scores.max(axis=-1)
+    mine = mx.take_along_axis(scores, mx.array(tokens)[:, None], axis=-1)[:, 0]
+    return int((mine < best - 1e-5 * mx.maximum(1.0, mx.abs(best))).sum())
+
+
+samplings = st.builds(
+    sampling,
+    temperature=st.sampled_from([0.0, 0.3, 0.7, 1.0, 2.0]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01, 0.0]),
+    top_k=st.sampled_from([0, 1, 2, 7, 40, 5000]),
+    min_p=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    seed=st.integers(0, 2**64 - 1),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(samplings, min_size=1, max_size=3),
+    width=st.integers(1, 700),
+    spread=st.sampled_from([0.05, 1.0, 6.0]),
+    dtype=st.sampled_from([mx.float32, mx.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_the_fused_draw_draws_what_the_plain_one_draws(
+    rows: list[Sampling], width: int, spread: float, dtype: mx.Dtype, seed: int
+) -> None:
+    logits = (spread * mx.random.normal((len(rows), width), key=mx.random.key(seed))).astype(dtype)
+    positions = mx.arange(len(rows), dtype=mx.uint32) + seed
+    assert near_ties_apart(logits, positions, rows, drawn(logits, positions, rows, threads=64)) == 0
+
+
+def test_of_equal_logits_at_the_edge_of_top_k_those_with_lower_ids_stay() -> None:
+    rows = [sampling(5.0, top_k=3, seed=seed) for seed in range(40)]
+    logits = mx.broadcast_to(mx.array([1.0, 0.0, 1.0, 1.0, 0.5, 1.0, 1.0] * 20), (40, 140))
+    positions = mx.zeros((40,), dtype=mx.uint32)
+    tokens = drawn(logits, positions, rows, threads=64)
+    assert set(tokens) == {0, 2, 3}
+    assert tokens == Draws(rows).draw(logits, positions).tolist()
+
+
+def test_tokens_that_are_ruled_out_are_never_drawn() -> None:
+    rows = [sampling(1.0, top_p=top_p, top_k=top_k, seed=9) for top_p in (1.0, 0.9) for top_k in (0, 5)]
+    logits = mx.where(mx.arange(600) % 97 == 3, mx.zeros((4, 600)), -mx.inf)
+    tokens = drawn(logits, mx.arange(4, dtype=mx.uint32), rows, threads=128)
+    assert {token % 97 for token in tokens} == {3}
+
+
+def test_logits_that_are_no_numbers_end_nothing() -> None:
+    rows = [sampling(1.0, top_p=0.9, top_k=5), sampling(0.0), sampling(0.7, min_p=0.1)]
+    logits = mx.full((3, 100), mx.nan)
+    assert all(token < 100 for token in drawn(logits, mx.zeros((3,), mx.uint32), rows, threads=64))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    dtype: mx.Dtype
+    size: int
+    kv_heads: int
+    group: int
+
+    @property
+    def name(self) -> str:
+        return f"{simt.DTYPES[self.dtype]}_{self.size}_{self.kv_heads}_{self.group}"
+
+    @property
+    def scale(self) -> float:
+        return float(self.size**-0.5)
+
+
+SHAPES = [
+    Shape(mx.float32, 64, 2, 2),
+    Shape(mx.float32, 80, 1, 7),
+    Shape(mx.float32, 256, 1, 9),
+    Shape(mx.bfloat16, 96, 2, 1),
+    Shape(mx.bfloat16, 128, 2, 4),
+]
+
+
+class Memory:
+    """Rows of keys and values, written into pages by the kernel, in an order that is nobody's."""
+
+    def __init__(self, shape: Shape, lengths: list[int]) -> None:
+        self.shape, self.lengths = shape, lengths
+        most = max(lengths) // PAGE + 1
+        page_bytes = shape.kv_heads * PAGE * shape.size * shape.dtype.size
+        count = len(lengths) * most
+        self.bytes = np.full(
+            2 * count * page_bytes + 16, 0xFF, dtype=np.uint8
+        )  # whatever is read by mistake is no number
+        first = -(-self.bytes.ctypes.data // 16) * 16
+        order = np.random.default_rng(1).permutation(count).astype(np.uint64).reshape(len(lengths), most)
+        self.table = order * np.uint64(page_bytes) + np.uint64(first)
+        self.behind = count * page_bytes
+        random = mx.random.split(mx.random.key(sum(lengths)), 2)
+        self.keys, self.values = (
+            mx.random.normal((len(lengths), shape.kv_heads, max(*lengths, 1), shape.size), key=key).astype(shape.dtype)
+            for key in random
+        )
+
+    def place(self, window: int = 0) -> np.ndarray[Any, Any]:
+        scale = int(np.float32(self.shape.scale).view(np.int32))
+        return np.array([0, self.behind, window, scale], dtype=np.int64)
+
+    def write(self) -> None:
+        simt.call(
+            f"write_{self.shape.name}",
+            simt.memory(self.keys),
+            simt.memory(self.values),
+            len(self.lengths),
+            self.keys.shape[2],
+            self.table,
+            self.table.shape[1],
+            np.array(self.lengths, dtype=np.int32),
+            self.place(),
+        )
+
+    def attend(self, token: tuple[mx.array, mx.array, mx.array], chunk: int, window: int = 0) -> mx.array:
+        """Of each row's new query, with its new key and value, in parts of so many tokens."""
+        shape, rows = self.shape, len(self.lengths)
+        work = [chunk]
+        for row, length in enumerate(self.lengths):
+            for part in range((length + 40) // chunk + 1):  # some more than there are, as in a plan that is to last
+                work += [row, part]
+        items = len(work) // 2
+        out = np.zeros_like(simt.memory(token[0]))
+        counters = np.zeros(rows * shape.kv_heads, dtype=np.uint32)
+        partials = np.full(items * shape.kv_heads * shape.group * (shape.size + 2), np.nan, dtype=np.float32)
+        simt.call(
+            f"attend_{shape.name}",
+            *map(simt.memory, token),
+            self.table,
+            self.table.shape[1],
+            np.array(self.lengths, dtype=np.int32),
+            np.array(work, dtype=np.int32),
+            self.place(window),
+            counters,
+            out,
+            partials,
+            items,
+        )
+        assert not counters.any()
+        return simt.numbers(out, shape.dtype)
+
+    def expected(self, token: tuple[mx.array, mx.array, mx.array], window: int = 0) -> mx.array:
+        queries, key, value = token
+        rows = []
+        for row, length in enumerate(self.lengths):
+            first = max(0, length + 1 - window) if window else 0
+            place = slice(row, row + 1)
+            keys = mx.concatenate([self.keys[place, :, first:length], key[place]], axis=2)
+            values = mx.concatenate([self.values[place, :, first:length], value[place]], axis=2)
+            exact = (one.astype(mx.float32) for one in (queries[place], keys, values))
+            rows.append(mx.fast.scaled_dot_product_attention(*exact, scale=self.shape.scale))
+        return mx.concatenate(rows)
+
+
+def token_of(shape: Shape, rows: int, seed: int) -> tuple[mx.array, mx.array, mx.array]:
+    heads = (shape.kv_heads * shape.group, shape.kv_heads, shape.kv_heads)
+    keys = mx.random.split(mx.random.key(seed), 3)
+    queries, key, value = (
+        mx.random.normal((rows, count, 1, shape.size), key=one).astype(shape.dtype)
+        for count, one in zip(heads, keys, strict=True)
+    )
+    return queries, key, value
+
+
+def differ(actual: mx.array, expected: mx.array) -> float:
+    return float(mx.abs(actual.astype(mx.float32) - expected).max())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.sampled_from(SHAPES),
+    lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4),
+    chunk=st.sampled_from([64, 128, 1024]),
+    window=st.sampled_from([0, 0, 1, 5, 70]),
+)
+def test_attention_over_pages_is_attention(shape: Shape, lengths: list[int], chunk: int, window: int) -> None:
+    memory = Memory(shape, lengths)
+    memory.write()
+    token = token_of(shape, len(lengths), seed=len(lengths))
+    tolerance = 2e-5 if shape.dtype == mx.float32 else 2e-2
+    assert differ(memory.attend(token, chunk, window), memory.expected(token, window)) < tolerance
+
+
+def test_the_new_token_is_in_its_page_afterwards() -> None:
+    shape, lengths = SHAPES[0], [62, 31, 0]
+    memory = Memory(shape, lengths)
+    memory.write()
+    _, key, value = token = token_of(shape, 3, seed=4)
+    memory.attend(token, chunk=64)
+    room = mx.zeros((3, shape.kv_heads, 1, shape.size))
+    memory.keys, memory.values = (mx.concatenate([old, room], axis=2) for old in (memory.keys, memory.values))
+    for row, length in enumerate(lengths):
+        memory.keys[row, :, length] = key[row, :, 0]
+        memory.values[row, :, length] = value[row, :, 0]
+    memory.lengths = [length + 1 for length in lengths]
+    again = token_of(shape, 3, seed=5)
+    assert differ(memory.attend(again, chunk=64), memory.expected(again)) < 2e-5
