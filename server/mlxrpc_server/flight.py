@@ -1,19 +1,19 @@
 """One request on its way through a model's worker: what was sent down, and what has come back of it.
 
-Outlives the worker: its prompt and tokens are all that a new worker needs to take it up again. No I/O.
+Outlives the worker: its prompt and tokens are all that a new worker needs to take it up again. No I/O, no clock:
+times are those of whoever tells it something. Whoever waits for its news is one task, the call's own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlxrpc_server.engine import wire
 from mlxrpc_server.errors import ServerError
 from mlxrpc_server.types import RowId, Sampling
-
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,7 @@ class Orders:
     stop_ids: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(NamedTuple):
     """Everything since the last news."""
 
     tokens: list[int]
@@ -36,22 +35,22 @@ class News:
 
 
 class Flight:
-    def __init__(self, row: RowId, orders: Orders, produced: Sequence[int], clock: Clock) -> None:
+    def __init__(self, row: RowId, orders: Orders, produced: Sequence[int], now: float) -> None:
         self.row = row
         self.orders = orders
         self.produced = list(produced)
         self.prefilled = 0
-        self.submitted_at = clock()
+        self.submitted_at = now
         self.began_at: float | None = None
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
-        self._clock = clock
         self._told = len(self.produced)
         self._at_submission = len(self.produced)
         self._strikes = 0
         self._left: wire.Left | None = None
         self._error: ServerError | None = None
-        self._wake = asyncio.Event()
+        self._untold = False
+        self._reader: asyncio.Future[None] | None = None
 
     @property
     def ended(self) -> bool:
@@ -83,45 +82,56 @@ class Flight:
         self._strikes = 0 if gained else self._strikes + 1
         return self._strikes
 
-    def advance(self, prefilled: int, seconds: float = 0.0) -> None:
+    def advance(self, prefilled: int, now: float, seconds: float = 0.0) -> None:
         """So much of the prompt is computed, by a step that took so long."""
-        self._begin(seconds)
+        self._begin(now - seconds)
         self.prefilled = prefilled
-        self._wake.set()
+        self._tell()
 
-    def append(self, token: int) -> None:
-        self._begin(0.0)
-        self.last_token_at = self._clock()
+    def append(self, token: int, now: float) -> None:
         if self.first_token_at is None:
-            self.first_token_at = self.last_token_at
+            self._begin(now)
+            self.first_token_at = now
+        self.last_token_at = now
         self.produced.append(token)
-        self._wake.set()
+        self._tell()
 
     def leave(self, reason: wire.Left) -> None:
         self._left = reason
-        self._wake.set()
+        self._tell()
 
     def fail(self, error: ServerError) -> None:
         if not self.ended:
             self._error = error
-            self._wake.set()
+            self._tell()
 
     async def begun(self) -> None:
         """Waits until the engine has taken it up. Until then it may be refused as if it had never come."""
-        await self._wake.wait()
+        await self._told_something()
         if self._error is not None and self.began_at is None:
             raise self._error
 
     async def news(self) -> News:
         """Waits until there is any. What came before an error is told before it is raised."""
-        await self._wake.wait()
-        if not self.ended:
-            self._wake.clear()
+        if not self._untold:
+            await self._told_something()
+        self._untold = self.ended
         tokens, self._told = self.produced[self._told :], len(self.produced)
         if self._error is not None and not tokens:
             raise self._error
         return News(tokens, self.prefilled, self._left)
 
-    def _begin(self, seconds: float) -> None:
+    def _begin(self, at: float) -> None:
         if self.began_at is None:
-            self.began_at = max(self.submitted_at, self._clock() - seconds)
+            self.began_at = max(self.submitted_at, at)
+
+    def _tell(self) -> None:
+        self._untold = True
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def _told_something(self) -> None:
+        """A bare future: an Event costs three times as much, and this is done for every token."""
+        if not self._untold:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader

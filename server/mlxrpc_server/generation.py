@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlxrpc_server import types
 from mlxrpc_server.catalog import Catalog, Entry
@@ -36,6 +37,8 @@ from mlxrpc_server.types import FinishReason, ModelState, Request
 REPLAYED_AT_ONCE = 1000
 """Tokens whose replay the event loop does not notice."""
 
+NOTHING = TextDelta((), "")
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -53,8 +56,9 @@ class PrefillProgress:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
+    """Built for every message, and so the cheapest kind of value."""
+
     text: str
     token_ids: tuple[int, ...]
     pieces: tuple[bytes, ...] = ()
@@ -121,7 +125,28 @@ class Service:
         self.models = models
 
     async def generate(self, request: Request, deadline: float | None) -> AsyncGenerator[Event, None]:
-        """Started, then progress and deltas, then Finished; or an error. `deadline` is in time.monotonic's terms."""
+        """Started, then progress and deltas, then Finished; or an error. `deadline` is in time.monotonic's terms.
+
+        Whatever the engine produced while the caller was busy with one event is in the next one.
+        """
+        async with self._run(request, deadline) as run:
+            yield run.started()
+            while not run.over:
+                progress = run.take(await run.news())
+                if progress is not None:
+                    yield progress
+                if run.wants_company:
+                    await run.accompanied()
+                if run.waiting.token_ids and not run.over:
+                    yield run.delta()
+            run.end()
+            if run.waiting.token_ids:
+                yield run.delta()
+            yield run.finished()
+
+    @contextlib.asynccontextmanager
+    async def _run(self, request: Request, deadline: float | None) -> AsyncIterator[_Run]:
+        """The request, taken up by the engine; leaving takes it out again and lets the model go."""
         arrived = time.monotonic()
         plan = await self.plan(request)
         planned = time.monotonic()
@@ -131,20 +156,10 @@ class Service:
             _check_deadline(model, len(plan.prompt), deadline)
             with model.fly(plan.orders, plan.resumed) as flight:
                 await flight.begun()
-                yield Started(
-                    response_id=request.id,
-                    model=plan.entry.name,
-                    seed=plan.orders.sampling.seed,
-                    prompt_tokens=len(plan.prompt),
-                    create_time=plan.create_time,
-                    fingerprint=plan.fingerprint,
-                )
                 text = TextStream(plan.tokenizer.vocabulary, request.stop.sequences)
                 await _replayed(text, plan.with_text(plan.resumed))
                 model_load = 0.0 if loaded else leased - planned
-                run = _Run(request, plan, flight, text, arrived=arrived, model_load=model_load)
-                async for event in run.events():
-                    yield event
+                yield _Run(request, plan, flight, text, arrived=arrived, model_load=model_load)
 
     async def plan(self, request: Request) -> Plan:
         """Everything that config and tokenizer can tell is refused here, before any model is loaded or evicted."""
@@ -152,6 +167,7 @@ class Service:
         tokenizer = await self.tokenizer(entry)
         fingerprint = await entry.read_fingerprint()
         _check_fingerprint(request, fingerprint)
+        self._check_configured_biases(entry, tokenizer)
         create_time = request.resume.create_time if request.resume else time.time()
         prompt = await self._checked_prompt(request, entry, tokenizer, create_time)
         max_tokens, at_limit = _limit(request, entry, len(prompt.token_ids))
@@ -182,6 +198,11 @@ class Service:
             self.models.failed(entry, unusable)
             raise unusable from error
 
+    def _check_configured_biases(self, entry: Entry, tokenizer: Tokenizer) -> None:
+        """A configuration knows no tokenizer: this is the first that does."""
+        for wrong in tokenizer.biases_outside("defaults.logit_bias", entry.defaults.logit_bias or ()):
+            raise ModelUnusable(entry.name, f"its configured {wrong.path}: {wrong.description}")
+
     async def prompt(self, entry: Entry, given: types.Input, create_time: float) -> types.Prompt:
         """The input as the model gets it: what Generate feeds and CountTokens counts."""
         given = _with_system_prompt(given, entry.config.system_prompt)
@@ -192,6 +213,7 @@ class Service:
     ) -> types.Prompt:
         """The prompt; or one error with everything that is wrong with it and with the other ids."""
         violations = tokenizer.outside("stop.token_ids", request.stop.token_ids)
+        violations += tokenizer.biases_outside("sampling.logit_bias", request.sampling.logit_bias or ())
         if request.resume is not None:
             # More than the context are refused for their number, behind the prompt's own checks.
             given = request.resume.token_ids[: entry.context_length]
@@ -206,7 +228,7 @@ class Service:
 
 
 class _Run:
-    """The tokens of one flight on their way to becoming events."""
+    """The tokens of one flight on their way to becoming events: what is waiting to be sent, and how it ends."""
 
     def __init__(
         self, request: Request, plan: Plan, flight: Flight, text: TextStream, *, arrived: float, model_load: float
@@ -219,69 +241,76 @@ class _Run:
         self._model_load = model_load
         self._stop_token: int | None = None
         self._left: Left | None = None
-
-    async def events(self) -> AsyncIterator[Event]:
-        prefilled, prefilling = 0, self._request.prefill_progress
-        delta = TextDelta((), "")
-        while not self._over:
-            news = await self._flight.news()
-            if prefilling and news.prefilled != prefilled:
-                prefilled = news.prefilled
-                yield self._progress(prefilled)
-            # A replaced engine prefills again: behind the first token nobody is told.
-            prefilling = prefilling and not news.tokens
-            delta = await self._accompanied(self._push(news))
-            if delta.token_ids and not self._over:
-                yield self._delta(delta)
-        last = self._with_rest(delta)
-        if last.token_ids:
-            yield self._delta(last)
-        yield self._finished()
+        self._prefilled = 0
+        self._prefilling = request.prefill_progress
+        self.news = flight.news
+        self.waiting = NOTHING
+        """What may be sent and has not been."""
 
     @property
-    def _over(self) -> bool:
+    def over(self) -> bool:
         return self._left is not None or self._text.matched is not None
 
-    def _push(self, news: News) -> TextDelta:
-        self._left = news.left
-        return self._text.push(self._plan.with_text(news.tokens))
+    @property
+    def wants_company(self) -> bool:
+        """Whether the caller would rather wait than get so little."""
+        return 0 < len(self.waiting.token_ids) < self._request.coalescing.min_tokens and not self.over
 
-    async def _accompanied(self, delta: TextDelta) -> TextDelta:
-        """With what can be sent while it waits for company."""
-        wish = self._request.coalescing
-        if not delta.token_ids or len(delta.token_ids) >= wish.min_tokens:
-            return delta
+    def started(self) -> Started:
+        plan = self._plan
+        return Started(
+            response_id=self._request.id,
+            model=plan.entry.name,
+            seed=plan.orders.sampling.seed,
+            prompt_tokens=len(plan.prompt),
+            create_time=plan.create_time,
+            fingerprint=plan.fingerprint,
+        )
+
+    def take(self, news: News) -> PrefillProgress | None:
+        """Lets its tokens wait; gives what is to be told of the prefill."""
+        self._left = news.left
+        self.waiting = self.waiting.joined(self._text.push(self._plan.with_text(news.tokens)))
+        if not self._prefilling:
+            return None
+        # A replaced engine prefills again: behind the first token nobody is told.
+        self._prefilling = not news.tokens
+        before, self._prefilled = self._prefilled, news.prefilled
+        return self._progress(news.prefilled) if news.prefilled != before else None
+
+    async def accompanied(self) -> None:
+        """Until what waits has company enough, or has waited long enough."""
         # An error is raised again to whoever asks next: what came before it is told first.
         with contextlib.suppress(TimeoutError, ServerError):
-            async with asyncio.timeout(wish.max_delay):
-                while not self._over and len(delta.token_ids) < wish.min_tokens:
-                    delta = delta.joined(self._push(await self._flight.news()))
-        return delta
+            async with asyncio.timeout(self._request.coalescing.max_delay):
+                while self.wants_company:
+                    self.take(await self.news())
+
+    def delta(self) -> Delta:
+        """All that waits."""
+        (token_ids, text), self.waiting = self.waiting, NOTHING
+        if not self._request.token_details:
+            return Delta(text, token_ids)
+        return Delta(text, token_ids, tuple([self._piece(token) for token in token_ids]))
 
     def _progress(self, prefilled: int) -> PrefillProgress:
         """The engine keeps a prompt's last token for its first decoding step: it counts it as done with the others."""
         total = len(self._plan.prompt) + len(self._plan.resumed)
         return PrefillProgress(prefilled if prefilled < total - 1 else total, total)
 
-    def _delta(self, delta: TextDelta) -> Delta:
-        if not self._request.token_details:
-            return Delta(delta.text, delta.token_ids)
-        pieces = tuple(self._piece(token) for token in delta.token_ids)
-        return Delta(delta.text, delta.token_ids, pieces)
-
     def _piece(self, token: int) -> bytes:
         return b"" if token == self._stop_token else self._plan.tokenizer.vocabulary.piece(token)
 
-    def _with_rest(self, delta: TextDelta) -> TextDelta:
-        """And what was held back, and the stop token."""
-        last = delta.joined(self._text.finish())
+    def end(self) -> None:
+        """Lets wait what was held back, and the stop token."""
+        last = self.waiting.joined(self._text.finish())
         if self._left is Left.STOP_TOKEN and self._text.matched is None:
             self._stop_token = self._flight.produced[-1]
             if len(self._flight.produced) > len(self._plan.resumed):
-                return last.joined(TextDelta((self._stop_token,), ""))
-        return last
+                last = last.joined(TextDelta((self._stop_token,), ""))
+        self.waiting = last
 
-    def _finished(self) -> Finished:
+    def finished(self) -> Finished:
         reason, matched = self._ending()
         stop_tokens = 0 if self._stop_token is None else 1
         return Finished(

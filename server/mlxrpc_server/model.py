@@ -125,7 +125,7 @@ class Model:
     @contextlib.contextmanager
     def fly(self, orders: Orders, produced: Sequence[int] = ()) -> Iterator[Flight]:
         """Submits a request; leaving the context, for whatever reason, takes it out of the worker."""
-        flight = Flight(RowId(next(self._rows)), orders, produced, clock=time.monotonic)
+        flight = Flight(RowId(next(self._rows)), orders, produced, time.monotonic())
         self._flights[flight.row] = flight
         if (error := self._over or self._lost) is not None:
             flight.fail(error)
@@ -179,13 +179,14 @@ class Model:
                     log.warning("unexpected message", extra={"model": self.entry.name, "kind": str(type(message))})
 
     def _step(self, step: wire.Step) -> None:
+        now = time.monotonic()
         self._measure_prefill(step)
         for row, prefilled in step.prefilled:
             if (flight := self._flights.get(row)) is not None:
-                flight.advance(prefilled, step.seconds)
+                flight.advance(prefilled, now, step.seconds)
         for row, token in zip(step.rows, step.tokens, strict=True):
             if (flight := self._flights.get(row)) is not None:
-                flight.append(token)
+                flight.append(token, now)
         for row, reason in zip(step.left, step.reasons, strict=True):
             if (flight := self._flights.get(row)) is not None:
                 flight.leave(reason)

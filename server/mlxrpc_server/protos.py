@@ -78,17 +78,27 @@ class Answer:
 
 def stream_event(event: Event) -> pb.StreamGenerateResponse:
     match event:
+        case Delta():
+            return _delta(event)
         case Started():
             return pb.StreamGenerateResponse(started=_started(event))
         case PrefillProgress():
             progress = pb.PrefillProgress(processed_tokens=event.done, total_tokens=event.total)
             return pb.StreamGenerateResponse(prefill_progress=progress)
-        case Delta():
-            delta = pb.Delta(text=event.text, token_ids=event.token_ids, tokens=_tokens(event))
-            return pb.StreamGenerateResponse(delta=delta)
         case Finished():
             return pb.StreamGenerateResponse(finished=_finished(event))
     assert_never(event)
+
+
+def _delta(event: Delta) -> pb.StreamGenerateResponse:
+    """Filled in place, which takes half as long as keywords do: there is one for every token."""
+    response = pb.StreamGenerateResponse()
+    delta = response.delta
+    delta.text = event.text
+    delta.token_ids.extend(event.token_ids)
+    if event.pieces:
+        delta.tokens.extend(_tokens(event))
+    return response
 
 
 def counted(prompt: Prompt, context_length: int, *, token_ids: bool, text: bool) -> pb.CountTokensResponse:
@@ -217,12 +227,7 @@ def _timings(timings: generation.Timings) -> pb.Timings:
 
 
 def _sampling(choice: SamplingChoice) -> model_pb2.Sampling:
-    return model_pb2.Sampling(
-        temperature=choice.temperature,
-        top_p=choice.top_p,
-        top_k=choice.top_k,
-        min_p=choice.min_p,
-    )
+    return model_pb2.Sampling(**choice.chosen | {"logit_bias": dict(choice.logit_bias or ())})
 
 
 def _quantization(entry: Entry) -> model_pb2.Quantization | None:

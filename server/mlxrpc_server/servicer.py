@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 from google.protobuf.message import Message
 
@@ -16,6 +16,7 @@ from mlxrpc_server import parse, protos
 from mlxrpc_server.calls import Call, Calls, Context
 from mlxrpc_server.description import describe
 from mlxrpc_server.generation import Delta, Event, Finished, PrefillProgress, Service, Started
+from mlxrpc_server.types import Request
 
 T = TypeVar("T")
 
@@ -30,9 +31,11 @@ class InferenceService(InferenceServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:  # noqa: N802
         async with self._calls.admit(context, "Generate") as call:
+            asked = await _asked(request, call)
             answer = protos.Answer()
-            async with aclosing(self._events(request, call)) as events:
+            async with aclosing(self._service.generate(asked, call.deadline)) as events:
                 async for event in events:
+                    _note(call, event)
                     answer.add(event)
             return answer.response
 
@@ -40,12 +43,13 @@ class InferenceService(InferenceServiceServicer):
     async def StreamGenerate(  # type: ignore[override]  # noqa: N802
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> None:
-        async with (
-            self._calls.admit(context, "StreamGenerate") as call,
-            aclosing(self._events(request, call)) as events,
-        ):
-            async for event in events:
-                await call.write(protos.stream_event(event))
+        async with self._calls.admit(context, "StreamGenerate") as call:
+            asked = await _asked(request, call)
+            async with aclosing(self._service.generate(asked, call.deadline)) as events:
+                # What is produced while a write is pending waits in the engine's hands, and is one event after it.
+                async for event in events:
+                    _note(call, event)
+                    await call.write(protos.stream_event(event))
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:  # noqa: N802
         async with self._calls.admit(context, "CountTokens") as call:
@@ -65,13 +69,11 @@ class InferenceService(InferenceServiceServicer):
             models, next_page_token = page.of(known)
             return pb.ListModelsResponse(models=models, next_page_token=next_page_token, server=protos.server())
 
-    async def _events(self, request: parse.GenerationRequest, call: Call) -> AsyncGenerator[Event, None]:
-        asked = await _parsed(lambda: parse.generation(request, call.id), request)
-        call.note(response_id=asked.id)
-        async with aclosing(self._service.generate(asked, call.deadline)) as events:
-            async for event in events:
-                _note(call, event)
-                yield event
+
+async def _asked(request: parse.GenerationRequest, call: Call) -> Request:
+    asked = await _parsed(lambda: parse.generation(request, call.id), request)
+    call.note(response_id=asked.id)
+    return asked
 
 
 async def _parsed(parse: Callable[[], T], request: Message) -> T:
@@ -82,6 +84,8 @@ async def _parsed(parse: Callable[[], T], request: Message) -> T:
 def _note(call: Call, event: Event) -> None:
     """For the log line: numbers and names, and no text."""
     match event:
+        case PrefillProgress() | Delta():
+            pass
         case Started():
             call.note(model=event.model, prompt_tokens=event.prompt_tokens)
         case Finished():
@@ -93,5 +97,5 @@ def _note(call: Call, event: Event) -> None:
                 prefill_seconds=round(event.timings.prefill, 6),
                 decode_seconds=round(event.timings.decode, 6),
             )
-        case PrefillProgress() | Delta():
-            pass
+        case _:
+            assert_never(event)

@@ -36,10 +36,7 @@ class StopMatcher:
 
     def feed(self, text: str) -> None:
         """Reads on, up to the end of a match and no further."""
-        if self.matched is not None:
-            return
-        if not self._state and self._initials.isdisjoint(text):
-            self._position += len(text)
+        if self.matched is not None or self.skip(text):
             return
         for character in text:
             self._position += 1
@@ -47,6 +44,13 @@ class StopMatcher:
             self.matched = self._found[self._state]
             if self.matched is not None:
                 return
+
+    def skip(self, text: str) -> bool:
+        """Reads on where no sequence has begun and none begins in the text; else False, and nothing is read."""
+        if self._state or self.matched is not None or not self._initials.isdisjoint(text):
+            return False
+        self._position += len(text)
+        return True
 
     def _step(self, state: int, character: str) -> int:
         while state and character not in self._next[state]:

@@ -17,14 +17,13 @@ import codecs
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlxrpc_server.stops import StopMatcher
 from mlxrpc_server.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """Whole tokens and exactly their text; no tokens, no text."""
 
     token_ids: tuple[int, ...]
@@ -51,6 +50,11 @@ class _Run:
         self.tokens.append(token)
         self.parts.append(text)
         self.begun.append(self.end + unfinished)
+
+    def skip(self, length: int) -> None:
+        """Text that was sent without passing through here."""
+        self.end += length
+        self.start = self.end
 
     def until(self, position: int) -> tuple[list[int], str]:
         """The tokens up to the one that holds the character at `position`, and the text before it."""
@@ -88,6 +92,9 @@ class TextStream:
 
     def push(self, token_ids: Sequence[int]) -> TextDelta:
         """What may be sent now. After a match further ids are ignored."""
+        if (text := self._plain(token_ids)) is not None:
+            self._run.skip(len(text))
+            return self._report(TextDelta(tuple(token_ids), text))
         for token in token_ids:
             if self.matched is not None:
                 break
@@ -100,6 +107,21 @@ class TextStream:
         self._held.append(self._run)
         self._run = _Run(self._run.end)
         return self._report(self._release(math.inf))
+
+    def _plain(self, token_ids: Sequence[int]) -> str | None:
+        """The tokens' text where nothing is held and each is whole characters, none of which may begin a stop.
+
+        That is nearly always so, and costs a tenth of what _take does.
+        """
+        if self._held or self._run.tokens or self._unfinished or not self._opened:
+            return None
+        texts = []
+        for token in token_ids:
+            if (text := self._vocabulary.text(token)) is None:
+                return None
+            texts.append(text)
+        whole = "".join(texts)
+        return whole if self._stops.skip(whole) else None
 
     def _take(self, token: int) -> None:
         text = self._decode(token)

@@ -28,6 +28,7 @@ class Vocabulary:
     def __init__(self, pieces: Sequence[bytes], openings: Mapping[int, bytes] = MappingProxyType({})) -> None:
         self._pieces = tuple(pieces)
         self._openings = dict(openings)
+        self._texts: dict[int, str | None] = {}
 
     @classmethod
     def read(
@@ -56,6 +57,14 @@ class Vocabulary:
 
     def piece(self, token: int) -> bytes:
         return self._pieces[token] if 0 <= token < len(self._pieces) else b""
+
+    def text(self, token: int) -> str | None:
+        """The token's text where it is whole characters, whatever its neighbours; made once, on first use."""
+        try:
+            return self._texts[token]
+        except KeyError:
+            self._texts[token] = text = _text_of(self.piece(token))
+            return text
 
     def opening(self, token: int) -> bytes:
         """The token's bytes where it is the first of a text: many decoders drop a leading space there."""
@@ -124,9 +133,12 @@ class _Probed:
         return joined[len(_NEIGHBOUR) : len(joined) - len(self._tail)]
 
 
-def _is_text(piece: bytes) -> bool:
+def _text_of(piece: bytes) -> str | None:
     try:
-        piece.decode()
+        return piece.decode()
     except UnicodeDecodeError:
-        return False
-    return True
+        return None
+
+
+def _is_text(piece: bytes) -> bool:
+    return _text_of(piece) is not None

@@ -13,19 +13,12 @@ from mlxrpc_server.types import RowId, Sampling
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=5)
 ORDERS = Orders(prompt=(1, 2, 3), sampling=SAMPLING, max_tokens=9, stop_ids=frozenset({8, 7}))
+NOW = 100.0
 DIED = Unavailable("ENGINE_DIED", "it died", 1.0)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def flight(*produced: int, clock: Clock | None = None) -> Flight:
-    return Flight(RowId(4), ORDERS, produced, clock or Clock())
+def flight(*produced: int) -> Flight:
+    return Flight(RowId(4), ORDERS, produced, NOW)
 
 
 def test_its_submission_is_all_that_a_worker_needs() -> None:
@@ -35,18 +28,18 @@ def test_its_submission_is_all_that_a_worker_needs() -> None:
 
 def test_a_later_submission_carries_the_tokens_that_it_has() -> None:
     one = flight(50)
-    one.append(60)
+    one.append(60, NOW)
     assert one.submission().produced == [50, 60]
-    one.append(70)
+    one.append(70, NOW)
     assert one.submission().produced == [50, 60, 70]
 
 
 async def test_news_tells_each_token_once_and_none_that_it_was_resumed_with() -> None:
     one = flight(50)
-    one.append(60)
-    one.append(61)
+    one.append(60, NOW)
+    one.append(61, NOW)
     assert await one.news() == News([60, 61], 0, None)
-    one.append(62)
+    one.append(62, NOW)
     assert await one.news() == News([62], 0, None)
 
 
@@ -55,13 +48,13 @@ async def test_news_waits_until_there_is_any() -> None:
     waiting = asyncio.create_task(one.news())
     await asyncio.wait([waiting], timeout=0)
     assert not waiting.done()
-    one.advance(2)
+    one.advance(2, NOW)
     assert await waiting == News([], 2, None)
 
 
 async def test_the_last_token_and_the_end_are_told_together() -> None:
     one = flight()
-    one.append(60)
+    one.append(60, NOW)
     one.leave(wire.Left.LENGTH)
     assert await one.news() == News([60], 0, wire.Left.LENGTH)
     assert await one.news() == News([], 0, wire.Left.LENGTH)
@@ -70,7 +63,7 @@ async def test_the_last_token_and_the_end_are_told_together() -> None:
 
 async def test_tokens_before_an_error_are_told_before_it_is_raised() -> None:
     one = flight()
-    one.append(60)
+    one.append(60, NOW)
     one.fail(DIED)
     assert await one.news() == News([60], 0, None)
     for _ in range(2):
@@ -102,7 +95,7 @@ async def test_what_never_began_is_refused_before_anything_is_told() -> None:
 
 async def test_what_began_is_told_to_its_error() -> None:
     one = flight()
-    one.advance(1)
+    one.advance(1, NOW)
     one.fail(DIED)
     await one.begun()
     with pytest.raises(Unavailable):
@@ -111,7 +104,7 @@ async def test_what_began_is_told_to_its_error() -> None:
 
 async def test_waiting_for_its_beginning_takes_no_news_away() -> None:
     one = flight()
-    one.append(60)
+    one.append(60, NOW)
     await one.begun()
     assert (await one.news()).tokens == [60]
 
@@ -121,7 +114,7 @@ def test_deaths_count_until_a_token_is_gained() -> None:
     one.submission()
     assert [one.crashed(), one.crashed()] == [1, 2]
     one.submission()
-    one.append(60)
+    one.append(60, NOW)
     assert one.crashed() == 0
     one.submission()
     assert one.crashed() == 1
@@ -130,7 +123,7 @@ def test_deaths_count_until_a_token_is_gained() -> None:
 def test_progress_in_prefill_is_no_token() -> None:
     one = flight()
     one.submission()
-    one.advance(3)
+    one.advance(3, NOW)
     assert one.crashed() == 1
 
 
@@ -138,27 +131,23 @@ def test_what_stands_before_the_next_token_is_the_rest_of_the_prompt() -> None:
     one = flight()
     one.submission()
     assert one.to_prefill == 3
-    one.advance(2)
+    one.advance(2, NOW)
     assert one.to_prefill == 1
-    one.append(60)
+    one.append(60, NOW)
     assert one.to_prefill == 0
     one.submission()
     assert one.to_prefill == 3
 
 
 def test_its_times_are_taken_once() -> None:
-    clock = Clock()
-    one = flight(clock=clock)
-    clock.now = 103.0
-    one.advance(2, seconds=1.0)
-    clock.now = 104.0
-    one.append(60)
-    clock.now = 106.0
-    one.append(61)
+    one = flight()
+    one.advance(2, 103.0, seconds=1.0)
+    one.append(60, 104.0)
+    one.append(61, 106.0)
     assert (one.submitted_at, one.began_at, one.first_token_at, one.last_token_at) == (100.0, 102.0, 104.0, 106.0)
 
 
 def test_it_began_no_earlier_than_it_was_submitted() -> None:
     one = flight()
-    one.advance(2, seconds=50.0)
+    one.advance(2, 104.0, seconds=50.0)
     assert one.began_at == 100.0
