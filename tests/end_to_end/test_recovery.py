@@ -28,9 +28,9 @@ pytestmark = pytest.mark.xdist_group("recovery")
 STREAMS = 32
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 WISHES = [
-    streaming("안녕하세요 🙂 " * (number % 3) + "hello", seed=number, max_tokens=24 + number % 9)
+    streaming("안녕하세요 🙂 " * (number % 3) + "hello", seed=number, max_tokens=64 + number % 9)
     if number % 2
-    else ask(prompt_tokens=3 + number, max_tokens=24 + number % 9)
+    else ask(prompt_tokens=3 + number, max_tokens=64 + number % 9)
     for number in range(STREAMS)
 ]
 

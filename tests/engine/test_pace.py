@@ -30,6 +30,14 @@ def test_beside_slow_rows_a_chunk_is_no_longer_than_people_notice() -> None:
     assert pace.budget(beside_rows=True) == 100
 
 
+def test_beside_fast_rows_a_chunk_is_still_worth_its_step() -> None:
+    pace = measured()
+    for _ in range(50):
+        pace.decoded(0.0001)
+    pace.prefilled(10_000, 1.0)
+    assert pace.budget(beside_rows=True) == 18
+
+
 def test_chunks_are_never_longer_than_allowed_nor_so_short_that_they_never_end() -> None:
     fast, slow = measured(128), Pace(128)
     fast.prefilled(10_000, 0.001)

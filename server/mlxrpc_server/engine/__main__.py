@@ -111,9 +111,11 @@ def _serve(channel: Channel, load: wire.Load) -> None:
     from mlxrpc_server.engine.load import load as load_model
     from mlxrpc_server.engine.loop import Loop
     from mlxrpc_server.engine.room import SHARE, Room
+    from mlxrpc_server.engine.warm import warm
 
     blas_name = ""
-    if mx.default_device() == mx.Device(mx.cpu):
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    if on_cpu:
         blas_name = blas.install()
         # Each compiled function costs seconds of g++ there, and saves nothing that can be measured.
         mx.disable_compile()
@@ -123,13 +125,10 @@ def _serve(channel: Channel, load: wire.Load) -> None:
     except CannotLoad as error:
         channel.send(wire.Failed(str(error)))
         return
-    batch = Batch(
-        loaded.model,
-        loaded.kv,
-        max_rows=load.max_rows,
-        prefill_tokens=load.prefill_tokens,
-        clock=time.perf_counter,
-    )
+    limits = {"max_rows": load.max_rows, "prefill_tokens": load.prefill_tokens}
+    if not on_cpu:  # where nothing is compiled
+        warm(loaded.model, loaded.kv, **limits)
+    batch = Batch(loaded.model, loaded.kv, **limits, clock=time.perf_counter)
     channel.send(
         wire.Ready(
             vocabulary_size=loaded.vocabulary_size,

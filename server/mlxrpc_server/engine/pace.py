@@ -10,8 +10,9 @@ from __future__ import annotations
 class Pace:
     STEPS_BESIDE_ROWS = 1.7
     """So many decoding steps' time: with its own, a step beside a prefill then stays under three."""
-    SECONDS_BESIDE_ROWS = 0.1
-    """At most; and what is taken before a decoding step was measured."""
+    LEAST_SECONDS = 0.005
+    """For beside fast steps the rest of a chunk's cost, which does not depend on its length, would be most of it."""
+    MOST_SECONDS = 0.1
     SECONDS_ALONE = 0.5
     FEWEST = 16
     UNMEASURED = 64
@@ -30,8 +31,8 @@ class Pace:
     @property
     def _seconds_beside_rows(self) -> float:
         if self._step_seconds is None:
-            return self.SECONDS_BESIDE_ROWS
-        return min(self.SECONDS_BESIDE_ROWS, self.STEPS_BESIDE_ROWS * self._step_seconds)
+            return self.MOST_SECONDS
+        return min(self.MOST_SECONDS, max(self.LEAST_SECONDS, self.STEPS_BESIDE_ROWS * self._step_seconds))
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         if tokens >= self.FEWEST and seconds > 0:
