@@ -11,7 +11,7 @@ COLOURS = ("#1b6ca8", "#c8553d", "#4f8a4b", "#7a5ba6", "#8a8a8a")
 WIDTH, HEIGHT = 340, 250
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 40
 
-Points = Mapping[float, float]
+Points = Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,13 +113,13 @@ def middle(rounds: Sequence[Figures]) -> Figures:
     """Of several rounds: the sums of what is counted, the medians of what is timed."""
     if len(rounds) == 1:
         return rounds[0]
-    spreads = {name: _middle_spread([getattr(one, name) for one in rounds]) for name in ("first", "gap")}
-    sums = {
+    sums: dict[str, Any] = {
         field.name: sum(getattr(one, field.name) for one in rounds) for field in fields(Figures) if field.name in SUMMED
     }
     return Figures(
         **sums,
-        **spreads,
+        first=_middle_spread([one.first for one in rounds]),
+        gap=_middle_spread([one.gap for one in rounds]),
         decode_rate=_median(one.decode_rate for one in rounds),
         errors=tuple(error for one in rounds for error in one.errors),
         client_cpu=max(one.client_cpu for one in rounds),

@@ -24,13 +24,19 @@ def main(folder: Path, rows: int, tokens: int) -> None:
     batch = Batch(loaded.model, loaded.kv, max_rows=rows + 1, prefill_tokens=2048, clock=time.perf_counter)
     for number in range(rows):
         batch.submit(row(number, tokens))
-    while batch.waiting or not all_decode(batch, rows):
+    while not all_decode(batch, rows):
         pass
     # The first join and leave compile what they need; the second ones are measured.
-    for number in (rows, rows + 1):
-        before, joined, left = steps(batch), joining(batch, number), leaving(batch, number)
-    figures = {"step": statistics.median(before), "join": joined, "leave": left, "peak": mx.get_peak_memory()}
-    print(json.dumps(figures), flush=True)
+    measured(batch, rows)
+    print(json.dumps({**measured(batch, rows + 1), "peak": mx.get_peak_memory()}), flush=True)
+
+
+def measured(batch: Batch, number: int) -> dict[str, float | list[float]]:
+    return {
+        "step": statistics.median(steps(batch)),
+        "join": joining(batch, number),
+        "leave": leaving(batch, number),
+    }
 
 
 def row(number: int, tokens: int) -> Row:

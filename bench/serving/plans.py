@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlxrpc_server import demo
 from serving import weights
-from serving.cells import Closed, LongPrompt, Open
+from serving.cells import Cell, Closed, LongPrompt, Open
 from serving.run import Plan
 
 Plans = Callable[[Path], list[Plan]]
@@ -77,13 +77,13 @@ LEVELS = (1, 8, 32, 64, 128)
 
 def gpu(scratch: Path) -> list[Plan]:
     """The closed loop on the shape of Qwen3-0.6B."""
-    cells = tuple(Closed(streams, 2, prompt=130, tokens=128, cap=25, warm=25) for streams in LEVELS)
+    cells: tuple[Cell, ...] = tuple(Closed(streams, 2, prompt=130, tokens=128, cap=25, warm=25) for streams in LEVELS)
     return [qwen(scratch, cells)]
 
 
 def gpu_more(scratch: Path) -> list[Plan]:
     """The other scenarios on the shape of Qwen3-0.6B."""
-    cells = (
+    cells: tuple[Cell, ...] = (
         Closed(64, 1, prompt=120, tokens=128, cap=15, warm=25),
         Closed(64, 1, prompt=120, tokens=128, cap=15, warm=15, mixed=True),
         LongPrompt(16, prompt=130, tokens=768, long_prompt=8192, after=1, cap=15),
@@ -93,7 +93,7 @@ def gpu_more(scratch: Path) -> list[Plan]:
     return [qwen(scratch, cells, join=(31, 4096))]
 
 
-def qwen(scratch: Path, cells: tuple[Closed | Open | LongPrompt, ...], join: tuple[int, int] | None = None) -> Plan:
+def qwen(scratch: Path, cells: tuple[Cell, ...], join: tuple[int, int] | None = None) -> Plan:
     model = weights.make(weights.SHAPES["0.6B"], scratch / "0.6B")
     return Plan(name="Qwen3-0.6B shape, bfloat16", model=model, cells=cells, rows=128, drivers=4, join=join)
 

@@ -36,9 +36,6 @@ class Prompts:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def words(draw: random.Random, letters: int) -> str:
-    """Made-up words, with no fewer letters than there are to be tokens: a letter is a token at most."""
-    made: list[str] = []
-    while sum(map(len, made)) < letters:
-        made.append("".join(draw.choices(LETTERS, k=draw.randint(2, 9))))
-    return " ".join(made)
+def words(draw: random.Random, count: int) -> str:
+    """Made-up ones, of a token each at least."""
+    return " ".join("".join(draw.choices(LETTERS, k=draw.randint(2, 9))) for _ in range(count))

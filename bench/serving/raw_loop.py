@@ -67,7 +67,7 @@ def decoded(model: Any, prompts: mx.array, tokens: int, most: float, draw: Draw)
     while steps < tokens and time.perf_counter() < begun + most:
         position += 1
         following = draw(model(token[:, None], cache=cache)[:, -1], position)
-        mx.async_eval(following)
+        mx.async_eval(following)  # type: ignore[no-untyped-call]
         token.tolist()
         token, steps = following, steps + 1
     mx.eval(token)

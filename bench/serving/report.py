@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from serving.cells import Cell, Closed, LongPrompt, Open
-from serving.chart import Panel, chart
+from serving.chart import Panel, Points, chart
 from serving.figures import Figures, middle
 from serving.run import RAW, Record, Results
 from serving.table import milliseconds, number, rate, table, times
@@ -136,19 +136,11 @@ class Model:
         if not shown:
             return ""
         cells = max(shown, key=len)
-        by_name = {name: self._of(name, cells) for name in self.contenders}
         limit = {cell.streams: self._raw_of(cell)["sampled"] for cell in cells if self._raw_of(cell)}
-        rates = {name: {cell.streams: one.rate for cell, one in line.items()} for name, line in by_name.items()}
-        firsts = {
-            name: {cell.streams: 1000 * one.first.p99 for cell, one in line.items()} for name, line in by_name.items()
-        }
-        gaps = {
-            name: {cell.streams: 1000 * one.gap.p99 for cell, one in line.items()} for name, line in by_name.items()
-        }
         panels = [
-            Panel("tokens/s", {**rates, RAW: limit}),
-            Panel("first token, p99, ms", firsts),
-            Panel("gap between messages, p99, ms", gaps),
+            Panel("tokens/s", {**self._lines(cells, lambda one: one.rate), RAW: limit}),
+            Panel("first token, p99, ms", self._lines(cells, lambda one: 1000 * one.first.p99)),
+            Panel("gap between messages, p99, ms", self._lines(cells, lambda one: 1000 * one.gap.p99)),
         ]
         return chart(f"{self._name}: prompts of {cells[0].prompt} tokens, {cells[0].tokens} new ones", panels)
 
@@ -160,8 +152,16 @@ class Model:
                 tables.setdefault((cell.prompt, cell.tokens), []).append(cell)
         return tables
 
-    def _of(self, contender: str, cells: Sequence[Closed]) -> Mapping[Closed, Figures]:
-        return {cell: self._figures[cell, contender] for cell in cells if (cell, contender) in self._figures}
+    def _lines(self, cells: Sequence[Closed], value: Callable[[Figures], float]) -> dict[str, Points]:
+        """One for each contender, over the number of streams."""
+        return {
+            contender: {
+                cell.streams: value(self._figures[cell, contender])
+                for cell in cells
+                if (cell, contender) in self._figures
+            }
+            for contender in self.contenders
+        }
 
     def _raw_of(self, cell: Closed) -> dict[str, float]:
         return self._raw.get((cell.streams, cell.prompt, cell.tokens), {})

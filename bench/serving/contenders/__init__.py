@@ -23,9 +23,12 @@ class Client(Protocol):
 
 
 class Contender(Protocol):
-    name: str
-    seeds: bool
-    """Whether requests with seeds of their own run together."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def seeds(self) -> bool:
+        """Whether requests with seeds of their own run together."""
 
     def command(self, model: Path, port: int, rows: int) -> list[str]: ...
 

@@ -54,7 +54,7 @@ class SmgClient:
         method = service.FindMethodByName("Generate")
         self._request: Any = GetMessageClass(method.input_type)
         self._channel = grpc.aio.insecure_channel(self._address)
-        self._generate = self._channel.unary_stream(
+        self._generate: Any = self._channel.unary_stream(
             f"/{SERVICE}/Generate",
             request_serializer=self._request.SerializeToString,
             response_deserializer=GetMessageClass(method.output_type).FromString,
