@@ -321,8 +321,9 @@ def _defaults(table: Any, where: str) -> SamplingChoice:
         raise ConfigError(f"{where} must be a table")
     for key in ranges.NOT_OFFERED.keys() & table.keys():
         raise ConfigError(f"{where}: this server does not support {key!r} yet")
-    _check_keys(table, ranges.OFFERED, where)
-    return SamplingChoice(**{key: _read(partial(ranges.from_file, key), table[key], f"{where}.{key}") for key in table})
+    _check_keys(table, [*ranges.OFFERED, "logit_bias"], where)
+    readers = {key: partial(ranges.from_file, key) for key in ranges.OFFERED} | {"logit_bias": ranges.biases_from_file}
+    return SamplingChoice(**{key: _read(readers[key], table[key], f"{where}.{key}") for key in table})
 
 
 def _check_names(models: Sequence[ModelConfig]) -> None:

@@ -22,7 +22,12 @@ from mlxrpc_server.types import ModelName, RequestId
 
 GenerationRequest = pb.GenerateRequest | pb.StreamGenerateRequest
 
-FEATURES = ("output.reasoning", "output.token_ids", "resume", "stream_options", "template")
+FEATURES = (
+    *("output.reasoning", "output.token_ids", "resume"),
+    *("sampling.frequency_penalty", "sampling.logit_bias", "sampling.presence_penalty"),
+    *("sampling.repetition_context_size", "sampling.repetition_penalty"),
+    *("stream_options", "template"),
+)
 """The optional fields that are honoured here; Server.features. The others are refused below."""
 
 ROLES = {
@@ -36,7 +41,6 @@ MAX_SEQUENCES = 16
 MAX_SEQUENCE_LENGTH = 256
 MAX_STOP_IDS = 256
 MAX_LOGPROBS = 20
-MAX_BIASES = 1024
 MAX_NAME_LENGTH = 64
 MAX_TENANT_LENGTH = 128
 MAX_QUERY_LENGTH = 256
@@ -272,8 +276,8 @@ def _sampling(given: model_pb2.Sampling, faults: Faults) -> types.SamplingChoice
     for name in ranges.SAMPLING:
         if name in values:
             _check_setting(name, values[name], faults)
-    _refuse_bias(given, faults)
-    return types.SamplingChoice(**{name: values.get(name) for name in ranges.OFFERED})
+    chosen = {name: values.get(name) for name in ranges.OFFERED}
+    return types.SamplingChoice(**chosen, logit_bias=_biases(given, faults))
 
 
 def _check_setting(name: str, value: float, faults: Faults) -> None:
@@ -284,14 +288,16 @@ def _check_setting(name: str, value: float, faults: Faults) -> None:
         faults.not_supported(f"sampling.{name}")
 
 
-def _refuse_bias(given: model_pb2.Sampling, faults: Faults) -> None:
-    if len(given.logit_bias) > MAX_BIASES:
-        faults.add("sampling.logit_bias", f"has {len(given.logit_bias):,} entries; at most {MAX_BIASES:,} are allowed")
-    elif given.logit_bias:
-        faults.not_supported("sampling.logit_bias")
-    for token, bias in sorted(given.logit_bias.items()):
+def _biases(given: model_pb2.Sampling, faults: Faults) -> types.Biases | None:
+    """None where there is none: an empty map cannot be told from an unset one."""
+    biases = tuple(sorted(given.logit_bias.items()))
+    if len(biases) > ranges.MOST_BIASES:
+        sentence = f"has {len(biases):,} entries; at most {ranges.MOST_BIASES:,} are allowed"
+        faults.add("sampling.logit_bias", sentence)
+    for token, bias in biases:
         if bias not in ranges.BIAS:
             faults.add(f"sampling.logit_bias[{token}]", f"{bias:g} is not {ranges.BIAS}")
+    return biases or None
 
 
 def _stop(given: pb.Stop, faults: Faults) -> types.Stop:

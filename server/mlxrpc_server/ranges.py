@@ -33,28 +33,30 @@ SAMPLING = {
     "top_p": Range(0, 1, above=True),
     "top_k": Range(0, 2**32 - 1),
     "min_p": Range(0, 1),
-    "min_tokens_to_keep": Range(1, math.inf),
+    "min_tokens_to_keep": Range(1, 2**32 - 1),
     "xtc_probability": Range(0, 1),
     "xtc_threshold": Range(0, 0.5),
     "repetition_penalty": Range(0, 100, above=True),
-    "repetition_context_size": Range(0, math.inf),
+    "repetition_context_size": Range(0, 2**32 - 1),
     "presence_penalty": Range(-2, 2),
     "frequency_penalty": Range(-2, 2),
 }
 BIAS = Range(-100, 100)
+MOST_BIASES = 1024
 
-OFFERED = ("temperature", "top_p", "top_k", "min_p")
+OFFERED = (
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("repetition_penalty", "repetition_context_size", "presence_penalty", "frequency_penalty"),
+)
 
 NOT_OFFERED = {
     "min_tokens_to_keep": 1,
     "xtc_probability": 0,
     "xtc_threshold": 0.1,
-    "repetition_penalty": 1,
-    "repetition_context_size": 20,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
 }
 """Settings that no engine here honours yet, each with the value that means what unset means: that one is always accepted."""
+
+_WHOLE = ("top_k", "repetition_context_size", "min_tokens_to_keep")
 
 
 def from_file(name: str, value: Any) -> float:
@@ -63,8 +65,27 @@ def from_file(name: str, value: Any) -> float:
         raise ValueError("must be a number")
     if value not in SAMPLING[name]:
         raise ValueError(f"must be {SAMPLING[name]}")
-    if name != "top_k":
+    if name not in _WHOLE:
         return float(value)
     if value != int(value):
         raise ValueError("must be a whole number")
     return int(value)
+
+
+def biases_from_file(table: Any) -> tuple[tuple[int, float], ...]:
+    """Token ids, which TOML has as keys and so as text, and their biases."""
+    if not isinstance(table, dict) or len(table) > MOST_BIASES:
+        raise ValueError(f"must be a table of at most {MOST_BIASES:,} token ids")
+    return tuple(sorted((_token(key), _bias(value)) for key, value in table.items()))
+
+
+def _token(key: str) -> int:
+    if not (key.isascii() and key.isdigit()):
+        raise ValueError(f"must have token ids for keys, not {key!r}")
+    return int(key)
+
+
+def _bias(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in BIAS:
+        raise ValueError(f"must have numbers, {BIAS}")
+    return float(value)

@@ -20,7 +20,7 @@ from typing import Any, Self, assert_never
 from mlxrpc_server import template
 from mlxrpc_server.errors import InvalidRequest, Violation, shortened
 from mlxrpc_server.turns import Turns
-from mlxrpc_server.types import Conversation, Input, Prompt, TextInput, TokenInput
+from mlxrpc_server.types import Biases, Conversation, Input, Prompt, TextInput, TokenInput
 from mlxrpc_server.vocabulary import Vocabulary
 
 _NAMED_IDS = 15
@@ -132,6 +132,15 @@ class Tokenizer:
             rest = len(outside) - _NAMED_IDS
             violations.append(Violation(path, f"{rest:,} more are outside the vocabulary"))
         return violations
+
+    def biases_outside(self, path: str, biases: Biases) -> list[Violation]:
+        """The biases at `path` whose ids are not in the vocabulary, each by its id."""
+        size = self.vocabulary_size
+        return [
+            Violation(f"{path}[{token}]", f"{token} is outside the vocabulary of {size:,} ids")
+            for token, _ in biases
+            if token >= size
+        ]
 
 
 class Tokenizers:

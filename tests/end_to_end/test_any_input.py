@@ -46,7 +46,7 @@ def test_what_ends_other_servers_does_nothing_here(server: RunningServer) -> Non
     request.sampling.top_k = VOCABULARY + 1
     assert stream(server, request).token_ids == first.token_ids
     request.sampling.logit_bias[VOCABULARY] = 1.0
-    assert refusal(lambda: stream(server, request)).fields == ["sampling.logit_bias"]
+    assert refusal(lambda: stream(server, request)).fields == [f"sampling.logit_bias[{VOCABULARY}]"]
     request.sampling.logit_bias.clear()
     for empty in (prompt(""), prompt([]), prompt(pb.Conversation())):
         request.input.CopyFrom(empty)
@@ -65,6 +65,11 @@ SAMPLINGS = st.builds(
     top_k=st.none() | st.sampled_from([0, 1, 2, VOCABULARY - 1, VOCABULARY, 2**31, 2**32 - 1]),
     min_p=st.none() | NUMBERS,
     seed=st.none() | st.integers(0, 2**64 - 1),
+    repetition_penalty=st.none() | st.floats(0, 100, exclude_min=True) | st.sampled_from([5e-324, 1e-30, 1.1, 100.0]),
+    repetition_context_size=st.none() | st.sampled_from([0, 1, 20, 2**31, 2**32 - 1]),
+    presence_penalty=st.none() | st.floats(-2, 2),
+    frequency_penalty=st.none() | st.floats(-2, 2),
+    logit_bias=st.dictionaries(TOKENS, st.floats(-100, 100), max_size=8),
 )
 STOPS = st.builds(
     pb.Stop,

@@ -224,11 +224,6 @@ NOT_YET = [
     ("sampling { min_tokens_to_keep: 2 }", "sampling.min_tokens_to_keep"),
     ("sampling { xtc_probability: 0.5 }", "sampling.xtc_probability"),
     ("sampling { xtc_threshold: 0.2 }", "sampling.xtc_threshold"),
-    ("sampling { repetition_penalty: 1.1 }", "sampling.repetition_penalty"),
-    ("sampling { repetition_context_size: 21 }", "sampling.repetition_context_size"),
-    ("sampling { presence_penalty: 1 }", "sampling.presence_penalty"),
-    ("sampling { frequency_penalty: -1 }", "sampling.frequency_penalty"),
-    ("sampling { logit_bias { key: 5 value: 1 } }", "sampling.logit_bias"),
     ("stop { min_tokens: 1 }", "stop.min_tokens"),
     ("output { logprobs: 0 }", "output.logprobs"),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -81,8 +82,17 @@ def test_one_frame_tells_of_all_rows_of_a_step() -> None:
         submit(1, [3], produced=[-5]),
         submit(1, []),
         submit(1, [], produced=[3]),
+        wire.Submit(RowId(1), [3], [], replace(GREEDY, logit_bias=((tiny.VOCABULARY, 1.0),)), 2, []),
     ],
-    ids=["above the logits", "negative", "produced above", "produced negative", "empty", "nothing but produced"],
+    ids=[
+        "above the logits",
+        "negative",
+        "produced above",
+        "produced negative",
+        "empty",
+        "nothing but produced",
+        "bias",
+    ],
 )
 def test_ids_that_the_model_does_not_have_are_refused_and_others_served(bad: wire.Submit) -> None:
     line = run([bad, submit(2, [3])])

@@ -103,6 +103,7 @@ def test_the_context_length_is_where_its_kind_of_model_keeps_it(
         ({"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1}, SamplingChoice(0.6, 0.9, 20, 0.1)),
         ({"do_sample": False, "temperature": 0.6}, SamplingChoice(temperature=0.0)),
         ({"top_k": 50}, SamplingChoice(top_k=50)),
+        ({"repetition_penalty": 1.05}, SamplingChoice(repetition_penalty=1.05)),
         ({}, SamplingChoice()),
     ],
 )
@@ -126,7 +127,8 @@ UNUSABLE = [
     {"temperature": True},
     {"top_p": 0},
     {"min_p": 1.5},
-    {"repetition_penalty": 1.05},
+    {"repetition_penalty": 0},
+    {"xtc_probability": 0.5},
     {"presence_penalty": 9},
 ]
 
@@ -150,7 +152,7 @@ def test_what_the_generation_config_says_as_unset_means_is_not_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = fakes.model_folder(tmp_path / "m")
-    (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.0, "top_k": None}))
+    (folder / "generation_config.json").write_text(json.dumps({"xtc_probability": 0.0, "top_k": None}))
     assert read_facts(folder).defaults == SamplingChoice()
     assert not caplog.records
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlxrpc_server.config import BUILT_IN, Config, ConfigError, read_config
+from mlxrpc_server.types import SamplingChoice
 
 
 def config(*flags: str, **environment: str) -> Config:
@@ -78,7 +79,7 @@ def test_a_model_of_the_file_has_every_key(tmp_path: Path) -> None:
         max_output_tokens = 50
         pin = true
         system_prompt = "Be brief."
-        defaults = {{ temperature = 0.5, top_p = 0.9, top_k = 40, min_p = 0.1 }}
+        defaults = {{ temperature = 0.5, top_p = 0.9, top_k = 40, repetition_penalty = 1.1, logit_bias = {{ 5 = -1 }} }}
         """,
     )
     chosen = config("--config", path)
@@ -86,7 +87,7 @@ def test_a_model_of_the_file_has_every_key(tmp_path: Path) -> None:
     assert chosen.preload == ()
     assert (model.aliases, model.context_length, model.max_output_tokens) == (("latest",), 100, 50)
     assert (model.pin, model.system_prompt, model.tokenizer_source) == (True, "Be brief.", source)
-    assert (model.defaults.temperature, model.defaults.top_k, model.defaults.min_p) == (0.5, 40, 0.1)
+    assert model.defaults == SamplingChoice(0.5, 0.9, 40, repetition_penalty=1.1, logit_bias=((5, -1.0),))
 
 
 @pytest.mark.parametrize(("size", "number"), [("8GiB", 8 << 30), ("1.5G", 3 << 29), ("512", 512), ("7 MB", 7 << 20)])
@@ -155,7 +156,12 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
         ("{ top_k = -1 }", "defaults.top_k must be 0 to"),
         ("{ top_k = 1.5 }", "defaults.top_k must be a whole number"),
         ("{ min_p = true }", "defaults.min_p must be a number"),
-        ("{ repetition_penalty = 1.1 }", "defaults: this server does not support 'repetition_penalty' yet"),
+        ("{ xtc_probability = 0.5 }", "defaults: this server does not support 'xtc_probability' yet"),
+        ("{ repetition_penalty = 0 }", "defaults.repetition_penalty must be above 0 and at most 100 (given: 0)"),
+        ("{ repetition_context_size = 0.5 }", "defaults.repetition_context_size must be a whole number"),
+        ("{ logit_bias = 3 }", "defaults.logit_bias must be a table of at most 1,024 token ids"),
+        ("{ logit_bias = { x = 1 } }", "defaults.logit_bias must have token ids for keys, not 'x'"),
+        ("{ logit_bias = { 4 = 101 } }", "defaults.logit_bias must have numbers, -100 to 100"),
         ("{ topp = 1 }", "defaults: unknown key 'topp'; did you mean 'top_p'?"),
         ("3", "defaults must be a table"),
     ],

@@ -78,7 +78,13 @@ OUT_OF_RANGE = [
     (f"{TEXT} sampling {{ xtc_probability: 1.1 }}", "sampling.xtc_probability"),
     (f"{TEXT} sampling {{ xtc_threshold: 0.6 }}", "sampling.xtc_threshold"),
     (f"{TEXT} sampling {{ repetition_penalty: 0 }}", "sampling.repetition_penalty"),
+    (f"{TEXT} sampling {{ repetition_penalty: nan }}", "sampling.repetition_penalty"),
+    (f"{TEXT} sampling {{ repetition_penalty: 100.1 }}", "sampling.repetition_penalty"),
     (f"{TEXT} sampling {{ presence_penalty: 2.1 }}", "sampling.presence_penalty"),
+    (f"{TEXT} sampling {{ presence_penalty: nan }}", "sampling.presence_penalty"),
+    (f"{TEXT} sampling {{ frequency_penalty: -2.1 }}", "sampling.frequency_penalty"),
+    (f"{TEXT} sampling {{ logit_bias {{ key: 7 value: nan }} }}", "sampling.logit_bias[7]"),
+    (f"{TEXT} sampling {{ logit_bias {{ key: 7 value: -100.1 }} }}", "sampling.logit_bias[7]"),
     (f"{TEXT} sampling {{ frequency_penalty: -inf }}", "sampling.frequency_penalty"),
     (f"{TEXT} stop {{ max_tokens: 0 }}", "stop.max_tokens"),
     (f"{TEXT} stop {{ max_tokens: 3 min_tokens: 4 }}", "stop.min_tokens"),
@@ -113,11 +119,6 @@ NOT_SUPPORTED = [
     (f"{TEXT} sampling {{ min_tokens_to_keep: 2 }}", "sampling.min_tokens_to_keep"),
     (f"{TEXT} sampling {{ xtc_probability: 0.5 }}", "sampling.xtc_probability"),
     (f"{TEXT} sampling {{ xtc_threshold: 0.2 }}", "sampling.xtc_threshold"),
-    (f"{TEXT} sampling {{ repetition_penalty: 1.1 }}", "sampling.repetition_penalty"),
-    (f"{TEXT} sampling {{ repetition_context_size: 0 }}", "sampling.repetition_context_size"),
-    (f"{TEXT} sampling {{ presence_penalty: 0.1 }}", "sampling.presence_penalty"),
-    (f"{TEXT} sampling {{ frequency_penalty: -0.1 }}", "sampling.frequency_penalty"),
-    (f"{TEXT} sampling {{ logit_bias {{ key: 1 value: 0 }} }}", "sampling.logit_bias"),
     (f"{TEXT} stop {{ min_tokens: 1 }}", "stop.min_tokens"),
     (f"{TEXT} output {{ logprobs: 0 }}", "output.logprobs"),
     (f"{TEXT} tools {{ name: 'f' }}", "tools"),
@@ -139,7 +140,6 @@ SAME_AS_UNSET = [
     "tool_choice { mode: MODE_NONE }",
     "stream_options { min_delta_tokens: 1 max_delta_delay { nanos: 100000000 } }",
     "sampling { min_tokens_to_keep: 1 xtc_probability: 0 xtc_threshold: 0.1 }",
-    "sampling { repetition_penalty: 1 repetition_context_size: 20 presence_penalty: 0 frequency_penalty: 0 }",
     # There is no prompt cache: whatever is asked of it holds.
     "cache { tenant: 'somebody' bypass: true }",
 ]
@@ -167,7 +167,7 @@ def test_all_violations_come_in_one_error() -> None:
             messages { role: ROLE_USER parts { text: "a" } }
             messages { parts { text: "b" } parts { image {} } }
         } }
-        sampling { temperature: nan top_p: 2 repetition_penalty: 3 logit_bias { key: 5 value: 101 } }
+        sampling { temperature: nan top_p: 2 repetition_penalty: 0 logit_bias { key: 5 value: 101 } }
         stop { max_tokens: 0 sequences: "" }
         template { variables: "1" }
         output { logprobs: 5 }
@@ -184,7 +184,6 @@ def test_all_violations_come_in_one_error() -> None:
         "resume.create_time",
         "resume.fingerprint",
         "resume.seed",
-        "sampling.logit_bias",
         "sampling.logit_bias[5]",
         "sampling.repetition_penalty",
         "sampling.temperature",
@@ -226,7 +225,9 @@ def test_everything_that_is_said_arrives() -> None:
     request = stream("""
         model: "m"
         input { token_ids { ids: [1, 2] } }
-        sampling { temperature: 0 top_p: 0.5 top_k: 4294967295 min_p: 0.25 seed: 18446744073709551615 }
+        sampling { temperature: 0 top_p: 0.5 top_k: 4294967295 min_p: 0.25 seed: 18446744073709551615
+            repetition_penalty: 100 repetition_context_size: 4294967295 presence_penalty: -2 frequency_penalty: 2
+            logit_bias { key: 9 value: -100 } logit_bias { key: 0 value: 0 } }
         stop { max_tokens: 9 sequences: ["a", "b"] token_ids: [3] ignore_eos: true }
         output { token_ids: true }
         resume { token_ids: [4] seed: 18446744073709551615 fingerprint: "f" create_time { seconds: 5 nanos: 500000000 } }
@@ -236,7 +237,17 @@ def test_everything_that_is_said_arrives() -> None:
         id=ID,
         model=types.ModelName("m"),
         input=types.TokenInput((1, 2)),
-        sampling=types.SamplingChoice(temperature=0, top_p=0.5, top_k=2**32 - 1, min_p=0.25),
+        sampling=types.SamplingChoice(
+            temperature=0,
+            top_p=0.5,
+            top_k=2**32 - 1,
+            min_p=0.25,
+            repetition_penalty=100,
+            repetition_context_size=2**32 - 1,
+            presence_penalty=-2,
+            frequency_penalty=2,
+            logit_bias=((0, 0.0), (9, -100.0)),
+        ),
         seed=2**64 - 1,
         stop=types.Stop(max_tokens=9, sequences=("a", "b"), token_ids=(3,), ignore_eos=True),
         resume=types.Resume(token_ids=(4,), seed=2**64 - 1, fingerprint="f", create_time=5.5),

@@ -14,6 +14,7 @@ NAMES = (
     "top_k",
     "min_p",
     "repetition_penalty",
+    "repetition_context_size",
     "presence_penalty",
     "frequency_penalty",
     "seed",
@@ -34,11 +35,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--top-k", type=int, metavar="N")
     sampling.add_argument("--min-p", type=float, metavar="X")
     sampling.add_argument("--repetition-penalty", type=float, metavar="X")
+    sampling.add_argument("--repetition-context-size", type=int, metavar="N", help="0: all of prompt and completion")
     sampling.add_argument("--presence-penalty", type=float, metavar="X")
     sampling.add_argument("--frequency-penalty", type=float, metavar="X")
+    sampling.add_argument("--logit-bias", action="append", type=_bias, metavar="ID=X", help="may be repeated")
     sampling.add_argument("--seed", type=int, metavar="N", help="repeat the draws of an earlier call")
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """For the client; the model and the choice to think among them, which `prompt` asks for."""
-    return {name: getattr(arguments, name) for name in NAMES}
+    biases = arguments.logit_bias
+    return {name: getattr(arguments, name) for name in NAMES} | {"logit_bias": dict(biases) if biases else None}
+
+
+def _bias(given: str) -> tuple[int, float]:
+    token, is_there, bias = given.partition("=")
+    if not is_there:
+        raise argparse.ArgumentTypeError(f"{given!r} is not ID=X, such as 42=-100")
+    return int(token), float(bias)

@@ -54,7 +54,8 @@ class Loop:
 
     def _submit(self, submit: wire.Submit) -> None:
         """An id outside the logits would end the process on some backends: it is refused before it gets near."""
-        ids = (*submit.prompt, *submit.produced)
+        biased = [token for token, _ in submit.sampling.logit_bias]
+        ids = (*submit.prompt, *submit.produced, *biased)
         if not submit.prompt or min(ids) < 0 or max(ids) >= self._vocabulary_size:
             self._batch.refuse(submit.row)
             return
