@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrpc_server.engine.kv import KV, Blocks, Lanes, _Places, for_model
+from mlxrpc_server.engine.merged import Merged
 from mlxrpc_server.engine.room import COLUMN_STEP, SHORT_STEP, Room
 from mlxrpc_server.types import RowId
 from tests.engine import tiny
@@ -107,7 +108,7 @@ def test_blocks_give_the_logits_of_solo_runs_whoever_joins_and_leaves(script: li
 @given(script=operations)
 @pytest.mark.parametrize("model", [SLIDING_WINDOW, RECURRENT], ids=["sliding window", "recurrent"])
 def test_lanes_give_the_logits_of_solo_runs_whoever_joins_and_leaves(model: Any, script: list[tuple[str, Any]]) -> None:
-    assert run(Rows(model, for_model(model)), script) < 1e-4
+    assert run(Rows(model, Lanes(model)), script) < 1e-4
 
 
 def test_prompts_of_one_token_have_nothing_to_prefill() -> None:
@@ -251,7 +252,7 @@ def test_a_window_hides_what_lies_before_it() -> None:
     assert mask[:, 0, 0].astype(mx.int32).tolist() == [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
 
 
-def test_plain_attention_gets_blocks_and_everything_else_lanes() -> None:
+def test_plain_attention_gets_blocks_and_what_mlx_lm_can_merge_is_merged() -> None:
     assert isinstance(for_model(ATTENTION), Blocks)
-    assert isinstance(for_model(SLIDING_WINDOW), Lanes)
-    assert isinstance(for_model(RECURRENT), Lanes)
+    assert isinstance(for_model(SLIDING_WINDOW), Merged)
+    assert isinstance(for_model(RECURRENT), Merged)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
-from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlxrpc_server.engine import attention
+from mlxrpc_server.engine import attention, merged
 from mlxrpc_server.engine.room import EMPTY, UNBOUNDED, Room, Shape, kind
 from mlxrpc_server.types import RowId
 
@@ -61,8 +61,11 @@ def for_model(model: Any, room: Room = UNBOUNDED) -> KV:
 
 def layouts(model: Any, room: Room = UNBOUNDED) -> Iterator[KV]:
     """What may suit the model, best first; the last one suits every model."""
-    if all(type(cache) is KVCache and cache.keys is not None for cache in sample(model)):
+    caches = sample(model)
+    if all(type(cache) is KVCache and cache.keys is not None for cache in caches):
         yield Blocks(model, room)
+    if merged.suits(caches):
+        yield merged.Merged(model, caches, room)
     yield Lanes(model, room)
 
 
@@ -301,7 +304,7 @@ class Lanes:
         self._model = model
         self._room = room
         self._rows: dict[RowId, list[Any]] = {}
-        self._prices = [_price(cache) for cache in _flat(sample(model))]
+        self._prices = [_price(cache) for cache in merged.flat(sample(model))]
 
     @property
     def nbytes(self) -> int:
@@ -360,11 +363,3 @@ def _price(cache: Any) -> _Price:
     columns = (keys if isinstance(keys, mx.array) else keys[0]).shape[2]
     most = getattr(cache, "max_size", None) or getattr(cache, "chunk_size", None)
     return _Price(0, cache.nbytes / columns, float("inf") if most is None else most)
-
-
-def _flat(caches: Sequence[Any]) -> Iterator[Any]:
-    for cache in caches:
-        if isinstance(cache, CacheList):
-            yield from _flat(cache.caches)
-        else:
-            yield cache
