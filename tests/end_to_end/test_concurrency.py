@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1.inference_pb2_grpc import InferenceServiceStub
+from tests.end_to_end.crowd import Crowd
 from tests.end_to_end.running import RunningServer
-from tests.end_to_end.streams import TIMEOUT, VOCABULARY, Received, check_deltas, same_tokens, stream, streaming
-
-if TYPE_CHECKING:
-    # The stub over an asyncio channel has a name for its type alone.
-    from mlxrpc.v1.inference_pb2_grpc import InferenceServiceAsyncStub
+from tests.end_to_end.streams import VOCABULARY, Received, same_tokens, stream, streaming
 
 STREAMS = 64
 PLACES = 12
@@ -46,34 +42,6 @@ WISHES = [wished(number) for number in range(STREAMS)]
 def alone(server: RunningServer) -> list[Received]:
     """Each by itself, the server's only one."""
     return [stream(server, wish) for wish in WISHES]
-
-
-class Crowd:
-    """Streams that run together, and how many of them did at most."""
-
-    def __init__(self, stub: InferenceServiceAsyncStub) -> None:
-        self._stub = stub
-        self._running = 0
-        self.most = 0
-
-    async def stream(self, wish: pb.StreamGenerateRequest) -> Received:
-        received = Received()
-        async for event in self._stub.StreamGenerate(wish, timeout=TIMEOUT):
-            received.add(event)
-            self._running += event.HasField("started")
-            self._running -= event.HasField("finished")
-            self.most = max(self.most, self._running)
-        check_deltas(received)
-        return received
-
-    async def leave_early(self, wish: pb.StreamGenerateRequest, deltas: int) -> None:
-        call = self._stub.StreamGenerate(wish, timeout=TIMEOUT)
-        received = Received()
-        async for event in call:
-            received.add(event)
-            if len(received.deltas) == deltas:
-                break
-        call.cancel()
 
 
 def check(server: RunningServer, alone: list[Received], together: list[Received]) -> None:
