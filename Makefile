@@ -1,5 +1,6 @@
 # The whole developer interface. Needs make and a Python from 3.11 on, with venv; everything else is installed here, from the
-# locks in deploy/locks, into .venv (running, tests, checks), .venv-proto (stubs and buf) and .venv-lock (new locks).
+# locks in deploy/locks, into .venv (running, tests, checks), .venv-proto (stubs and buf), .venv-smg (a peer to measure) and
+# .venv-lock (new locks).
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
   $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -70,9 +71,13 @@ lock: .venv-lock/bin/uv ## Resolve the dependencies again into deploy/locks (UPG
 	$(COMPILE) pyproject.toml --constraint $(LOCKS)/dev.txt --output-file $(LOCKS)/client.txt
 	$(COMPILE) pyproject.toml --resolution lowest-direct --output-file $(LOCKS)/client-oldest.txt
 	$(COMPILE) $(UPGRADE) --group proto --output-file $(LOCKS)/proto.txt
+	$(COMPILE) $(UPGRADE) --group smg --output-file $(LOCKS)/smg.txt
 
-bench: .venv/run ## Measure latency and throughput on this machine
+bench: .venv/dev ## Measure the service beside mlx_lm.server and a loop without a server (ARGS=health for health checks)
 	$(BIN)/python bench $(ARGS)
+
+bench-peers: .venv/dev .venv-smg/peer ## The same, beside the smg gRPC servicer too
+	$(BIN)/python bench --smg-python .venv-smg/bin/python $(ARGS)
 
 demo-variants: .venv/dev ## Make models for tests around the built-in one (FOLDER=PATH, NAMES="4bit sliding")
 	cd bench && ../$(BIN)/python -m demo.variants $(abspath $(FOLDER)) $(NAMES)
@@ -81,11 +86,11 @@ soak: .venv/dev ## Run the long tests
 	$(PYTEST) -m soak $(ARGS)
 
 clean: ## Remove everything that make has made
-	rm -rf .venv .venv-proto .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-proto .venv-smg .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 # The stamps: an environment is brought up to its lock whenever the lock is newer.
 
-.venv/bin/python .venv-proto/bin/python .venv-lock/bin/python:
+.venv/bin/python .venv-proto/bin/python .venv-smg/bin/python .venv-lock/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python from 3.11 on with venv was found; say make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)/..
 
@@ -100,6 +105,10 @@ clean: ## Remove everything that make has made
 
 .venv-proto/tools: $(LOCKS)/proto.txt | .venv-proto/bin/python
 	$(PROTO_BIN)/python $(INSTALL) --require-hashes -r $(LOCKS)/proto.txt
+	@touch $@
+
+.venv-smg/peer: $(LOCKS)/smg.txt | .venv-smg/bin/python
+	.venv-smg/bin/python $(INSTALL) --require-hashes -r $(LOCKS)/smg.txt
 	@touch $@
 
 .venv-lock/bin/uv: | .venv-lock/bin/python

@@ -1,11 +1,13 @@
 """Model folders for measuring: random weights of a given shape, and copies of models that never end by themselves.
 
-Knows mlx-lm's Qwen3 and what files it expects.
+`weights.py SHAPE FILE` writes the weights alone. Knows mlx-lm's Qwen3 and what files it expects.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,12 +68,14 @@ SHAPES = {
 }
 
 
-def make(shape: Shape, folder: Path) -> Path:
+def make(name: str, folder: Path) -> Path:
+    shape = SHAPES[name]
     folder.mkdir(parents=True)
     tokenizer(shape.vocabulary).save(str(folder / "tokenizer.json"))
     write(folder / "tokenizer_config.json", tokenizer_config())
     write(folder / "config.json", shape.config())
-    _write_weights(shape, folder / "model.safetensors")
+    # In a process of its own: this one must not hold a GPU's memory while servers are measured.
+    subprocess.run([sys.executable, __file__, name, str(folder / "model.safetensors")], check=True)
     return folder
 
 
@@ -120,7 +124,7 @@ def tokenizer_config() -> dict[str, Any]:
     }
 
 
-def _write_weights(shape: Shape, path: Path) -> None:
+def write_weights(shape: Shape, path: Path) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.models import qwen3
@@ -132,3 +136,7 @@ def _write_weights(shape: Shape, path: Path) -> None:
     model.model.norm.weight = signs
     model.set_dtype(mx.bfloat16)
     mx.save_safetensors(str(path), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+
+
+if __name__ == "__main__":
+    write_weights(SHAPES[sys.argv[1]], Path(sys.argv[2]))
