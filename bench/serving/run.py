@@ -167,7 +167,6 @@ class Turn:
             except EOFError:
                 self._note("its clients could not go on")
             if len(self._left) == before:
-                self._note("gave no first answer")
                 return
 
     def _serve(self) -> None:
@@ -188,11 +187,11 @@ class Turn:
 
     def _abilities(self, clients: Watched) -> Abilities | None:
         """From two first answers; None where the plain one does not come."""
-        if not clients.gives(self._prompts.ask(8, 2, seed=Seeds(self._round, 900).of(0), sampling=Sampling())):
+        if refusal := clients.refusal(self._prompts.ask(8, 2, Seeds(self._round, 900).of(0), Sampling())):
+            self._note(f"gave no first answer: {refusal}")
             return None
-        penalized = Sampling(repetition_penalty=1.1)
-        penalties = clients.gives(self._prompts.ask(8, 2, seed=Seeds(self._round, 901).of(0), sampling=penalized))
-        return Abilities(self._contender.seeds, penalties)
+        penalized = self._prompts.ask(8, 2, Seeds(self._round, 901).of(0), Sampling(repetition_penalty=1.1))
+        return Abilities(self._contender.seeds, penalties=not clients.refusal(penalized))
 
     def _cell(self, clients: Watched, cell: Cell, seeds: Seeds, abilities: Abilities) -> bool:
         """Whether any token came."""
@@ -221,9 +220,10 @@ class Watched:
             self._server.look()
         return self._drivers.result()
 
-    def gives(self, ask: Ask) -> bool:
-        answers = self.play(Job((Stream((ask,)),), FIRST_ANSWER)).answers
-        return any(answer.tokens and not answer.error for answer in answers)
+    def refusal(self, ask: Ask) -> str:
+        """What comes instead of an answer; empty where the answer comes."""
+        [answer] = self.play(Job((Stream((ask,)),), FIRST_ANSWER)).answers
+        return answer.error or ("" if answer.tokens else "no token")
 
     def measured(self, job: Job) -> tuple[list[Answer], Figures]:
         before, begun = self._server.use(), time.monotonic()
