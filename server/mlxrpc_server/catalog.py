@@ -250,10 +250,7 @@ def _generation_defaults(path: Path) -> SamplingChoice:
             values[name] = ranges.from_file(name, given[name])
         except ValueError as error:
             log.warning("%s: %s is passed over: it %s, not %s", path, name, error, shortened(repr(given[name])))
-    for name, unset in ranges.NOT_OFFERED.items():
-        if values.get(name, unset) != unset:
-            log.warning("%s: %s = %s is not supported yet and passed over", path, name, values[name])
-    return SamplingChoice(**{name: values[name] for name in ranges.OFFERED if name in values})
+    return SamplingChoice(**values)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -319,10 +319,8 @@ def _from_table(table: Mapping[str, Any], place: int) -> ModelConfig:
 def _defaults(table: Any, where: str) -> SamplingChoice:
     if not isinstance(table, dict):
         raise ConfigError(f"{where} must be a table")
-    for key in ranges.NOT_OFFERED.keys() & table.keys():
-        raise ConfigError(f"{where}: this server does not support {key!r} yet")
-    _check_keys(table, [*ranges.OFFERED, "logit_bias"], where)
-    readers = {key: partial(ranges.from_file, key) for key in ranges.OFFERED} | {"logit_bias": ranges.biases_from_file}
+    readers = {key: partial(ranges.from_file, key) for key in ranges.SAMPLING} | {"logit_bias": ranges.biases_from_file}
+    _check_keys(table, list(readers), where)
     return SamplingChoice(**{key: _read(readers[key], table[key], f"{where}.{key}") for key in table})
 
 

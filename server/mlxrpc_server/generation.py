@@ -183,7 +183,7 @@ class Service:
             create_time=create_time,
             orders=Orders(
                 prompt=prompt.token_ids,
-                sampling=request.sampling.over(entry.defaults).resolve(_seed(request)),
+                sampling=request.sampling.over(entry.defaults).resolve(_seed(request), tokenizer.eos_token_ids),
                 max_tokens=max_tokens,
                 stop_ids=eos | frozenset(request.stop.token_ids),
             ),

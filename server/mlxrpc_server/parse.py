@@ -22,12 +22,7 @@ from mlxrpc_server.types import ModelName, RequestId
 
 GenerationRequest = pb.GenerateRequest | pb.StreamGenerateRequest
 
-FEATURES = (
-    *("output.reasoning", "output.token_ids", "resume"),
-    *("sampling.frequency_penalty", "sampling.logit_bias", "sampling.presence_penalty"),
-    *("sampling.repetition_context_size", "sampling.repetition_penalty"),
-    *("stream_options", "template"),
-)
+FEATURES = ("output.reasoning", "output.token_ids", "resume", "sampling", "stream_options", "template")
 """The optional fields that are honoured here; Server.features. The others are refused below."""
 
 ROLES = {
@@ -272,20 +267,11 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _sampling(given: model_pb2.Sampling, faults: Faults) -> types.SamplingChoice:
-    values = {field.name: value for field, value in given.ListFields()}
-    for name in ranges.SAMPLING:
-        if name in values:
-            _check_setting(name, values[name], faults)
-    chosen = {name: values.get(name) for name in ranges.OFFERED}
-    return types.SamplingChoice(**chosen, logit_bias=_biases(given, faults))
-
-
-def _check_setting(name: str, value: float, faults: Faults) -> None:
-    bounds = ranges.SAMPLING[name]
-    if value not in bounds:
-        faults.add(f"sampling.{name}", f"{value:g} is not {bounds}")
-    elif value != ranges.NOT_OFFERED.get(name, value):
-        faults.not_supported(f"sampling.{name}")
+    values = {field.name: value for field, value in given.ListFields() if field.name in ranges.SAMPLING}
+    for name, value in values.items():
+        if value not in ranges.SAMPLING[name]:
+            faults.add(f"sampling.{name}", f"{value:g} is not {ranges.SAMPLING[name]}")
+    return types.SamplingChoice(**values, logit_bias=_biases(given, faults))
 
 
 def _biases(given: model_pb2.Sampling, faults: Faults) -> types.Biases | None:

@@ -44,18 +44,6 @@ SAMPLING = {
 BIAS = Range(-100, 100)
 MOST_BIASES = 1024
 
-OFFERED = (
-    *("temperature", "top_p", "top_k", "min_p"),
-    *("repetition_penalty", "repetition_context_size", "presence_penalty", "frequency_penalty"),
-)
-
-NOT_OFFERED = {
-    "min_tokens_to_keep": 1,
-    "xtc_probability": 0,
-    "xtc_threshold": 0.1,
-}
-"""Settings that no engine here honours yet, each with the value that means what unset means: that one is always accepted."""
-
 _WHOLE = ("top_k", "repetition_context_size", "min_tokens_to_keep")
 
 

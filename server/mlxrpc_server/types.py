@@ -6,7 +6,7 @@ Frozen, without I/O; they know neither protos nor arrays, so that the worker pro
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NewType
 
@@ -63,6 +63,11 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Biases = ()
+    min_tokens_to_keep: int = 1
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    end_ids: tuple[int, ...] = ()
+    """What xtc never removes."""
 
 
 _CONSTANTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
@@ -82,6 +87,9 @@ class SamplingChoice:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Biases | None = None
+    min_tokens_to_keep: int | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -92,10 +100,10 @@ class SamplingChoice:
     def over(self, other: SamplingChoice) -> SamplingChoice:
         return SamplingChoice(**other.chosen | self.chosen)
 
-    def resolve(self, seed: int) -> Sampling:
+    def resolve(self, seed: int, end_ids: Iterable[int] = ()) -> Sampling:
         given = _CONSTANTS | self.chosen
         given["top_k"] = min(given["top_k"], ENGINE_MAX_TOP_K)
-        return Sampling(**given, seed=seed)
+        return Sampling(**given, seed=seed, end_ids=tuple(sorted(end_ids)) if self.xtc_probability else ())
 
 
 @dataclass(frozen=True, slots=True)

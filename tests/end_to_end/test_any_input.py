@@ -69,6 +69,9 @@ SAMPLINGS = st.builds(
     repetition_context_size=st.none() | st.sampled_from([0, 1, 20, 2**31, 2**32 - 1]),
     presence_penalty=st.none() | st.floats(-2, 2),
     frequency_penalty=st.none() | st.floats(-2, 2),
+    min_tokens_to_keep=st.none() | st.sampled_from([1, 2, VOCABULARY, 2**32 - 1]),
+    xtc_probability=st.none() | st.floats(0, 1),
+    xtc_threshold=st.none() | st.floats(0, 0.5),
     logit_bias=st.dictionaries(TOKENS, st.floats(-100, 100), max_size=8),
 )
 STOPS = st.builds(

@@ -221,9 +221,6 @@ NOT_YET = [
     ('constraint { regex: "a*" }', "constraint.regex"),
     ('constraint { grammar: "start: x" }', "constraint.grammar"),
     ('constraint { choices { texts: "a" } }', "constraint.choices"),
-    ("sampling { min_tokens_to_keep: 2 }", "sampling.min_tokens_to_keep"),
-    ("sampling { xtc_probability: 0.5 }", "sampling.xtc_probability"),
-    ("sampling { xtc_threshold: 0.2 }", "sampling.xtc_threshold"),
     ("stop { min_tokens: 1 }", "stop.min_tokens"),
     ("output { logprobs: 0 }", "output.logprobs"),
     (

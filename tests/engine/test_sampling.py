@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm import sample_utils
 
-from mlxrpc_server.engine.sampling import Draws, gumbel
+from mlxrpc_server.engine.sampling import Draws, chance, gumbel
 from mlxrpc_server.types import Sampling
 
 VOCABULARY = 50
@@ -21,6 +21,7 @@ WORD = 0xFFFFFFFF
 GOLDEN_BITS_OF_ZERO = [772366229, 3364027127, 3839490961, 2749390875]
 GOLDEN_BITS_OF_THE_LARGEST = [2672987107, 3259458831, 3046521432]
 GOLDEN_NOISE = [1.303573, 1.456486, 0.247240, 0.238127]
+GOLDEN_CHANCES = [0.415403, 0.802852, 0.238955]
 GOLDEN_DRAWS = [17, 26, 6, 12, 25, 13, 20, 17, 13, 27, 26, 6]
 
 seeds = st.integers(0, 2**64 - 1)
@@ -32,13 +33,16 @@ samplings = st.builds(
     top_k=st.sampled_from([0, 1, 7, VOCABULARY, 10**6]),
     min_p=st.sampled_from([0.0, 0.1]),
     seed=seeds,
+    min_tokens_to_keep=st.sampled_from([1, 1, 5, 2**32 - 1]),
+    xtc_probability=st.sampled_from([0.0, 0.0, 0.5]),
+    end_ids=st.sampled_from([(), (3,), (7, 0)]),
 )
 
 
 def sampling(
-    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int = 1
+    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int = 1, **rest: Any
 ) -> Sampling:
-    return Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+    return Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed, **rest)
 
 
 def logits(rows: int, seed: int = 0, width: int = VOCABULARY) -> mx.array:
@@ -65,13 +69,15 @@ def finalised(bits: int) -> int:
     return bits ^ bits >> 16
 
 
+def row_bits(seed: int, position: int, salt: int) -> int:
+    key = finalised(seed & WORD ^ salt)
+    key = finalised(key ^ seed >> 32)
+    return finalised(key ^ position)
+
+
 def noise_bits(seed: int, position: int, token: int) -> int:
     """The promise in plain integers: 32 random bits for each (seed, position, token)."""
-    keys = []
-    for salt in (0x9E3779B9, 0xC2B2AE35):
-        key = finalised(seed & WORD ^ salt)
-        key = finalised(key ^ seed >> 32)
-        keys.append(finalised(key ^ position))
+    keys = [row_bits(seed, position, salt) for salt in (0x9E3779B9, 0xC2B2AE35)]
     hashed = finalised(keys[0] ^ token * 0x85EBCA6B & WORD)
     return finalised((hashed + keys[1]) & WORD)
 
@@ -97,6 +103,14 @@ def test_noise_never_changes_between_versions() -> None:
     assert [noise_bits(0, 0, token) for token in range(4)] == GOLDEN_BITS_OF_ZERO
     assert [noise_bits(2**64 - 1, 4095, token) for token in (0, 1, 151_935)] == GOLDEN_BITS_OF_THE_LARGEST
     assert noise(123456789, 17, 4) == pytest.approx(GOLDEN_NOISE, abs=1e-5)
+
+
+def test_chances_never_change_between_versions() -> None:
+    given, places = (0, 123456789, 2**64 - 1), (0, 17, 4095)
+    low, high = at(*(seed & WORD for seed in given)), at(*(seed >> 32 for seed in given))
+    promised = [row_bits(seed, place, 0x27D4EB2F) / 2**32 for seed, place in zip(given, places, strict=True)]
+    assert promised == pytest.approx(GOLDEN_CHANCES, abs=1e-6)
+    assert chance(low, high, at(*places)).tolist() == pytest.approx(promised, abs=1e-6)
 
 
 def test_draws_never_change_between_versions() -> None:
@@ -167,6 +181,52 @@ def test_filters_together_keep_what_mlx_lm_keeps(seed: int, top_p: float, min_p:
     left = sample_utils.apply_min_p(sample_utils.apply_top_p(normalised(scored), top_p), min_p)
     expected = sample_utils.apply_top_k(left, top_k)
     assert kept(sampling(top_p=top_p, min_p=min_p, top_k=top_k), scored) == finite(expected)
+
+
+@given(seed=st.integers(0, 10_000), min_p=st.floats(0.001, 1.0), least=st.integers(1, VOCABULARY))
+def test_min_p_leaves_as_many_as_it_must(seed: int, min_p: float, least: int) -> None:
+    scored = logits(1, seed)
+    expected = sample_utils.apply_min_p(normalised(scored), min_p, least)
+    assert kept(sampling(min_p=min_p, min_tokens_to_keep=least), scored) == finite(expected)
+
+
+@pytest.mark.parametrize(("least", "expected"), [(1, 1), (4, 4), (VOCABULARY, VOCABULARY), (2**32 - 1, VOCABULARY)])
+def test_top_p_leaves_as_many_as_it_must(least: int, expected: int) -> None:
+    assert len(kept(sampling(top_p=1e-6, min_tokens_to_keep=least), logits(1))) == expected
+
+
+def test_top_k_may_leave_fewer_than_top_p_must() -> None:
+    assert len(kept(sampling(top_p=1e-6, min_tokens_to_keep=9, top_k=3), logits(1))) == 3
+
+
+@given(seed=st.integers(0, 10_000), threshold=st.floats(0, 0.5), ends=st.sets(st.integers(0, VOCABULARY - 1)))
+def test_xtc_removes_what_mlx_lm_removes(seed: int, threshold: float, ends: set[int]) -> None:
+    scored = logits(1, seed)
+    expected = sample_utils.apply_xtc(normalised(scored), 1.0, threshold, list(ends))
+    row = sampling(xtc_probability=1.0, xtc_threshold=threshold, end_ids=tuple(ends))
+    assert kept(row, scored) == finite(expected)
+
+
+def test_xtc_removes_no_candidate_that_top_p_left_alone() -> None:
+    """Of the probabilities 0.5, 0.3 and 0.2 only the first is left to it: there is none to prefer."""
+    scored = mx.log(mx.array([[0.5, 0.3, 0.2]]))
+    row: dict[str, Any] = {"xtc_probability": 1.0, "xtc_threshold": 0.1}
+    assert kept(sampling(**row), scored) == {2}
+    assert kept(sampling(top_p=0.75, **row), scored) == {1}
+    assert kept(sampling(top_p=0.4, **row), scored) == {0}
+
+
+def test_top_k_counts_what_xtc_left() -> None:
+    scored = mx.log(mx.array([[0.4, 0.3, 0.2, 0.06, 0.04]]))
+    assert kept(sampling(xtc_probability=1.0, xtc_threshold=0.1, top_k=2), scored) == {2, 3}
+    assert kept(sampling(xtc_probability=1.0, xtc_threshold=0.1, top_k=1, top_p=0.95), scored) == {2}
+
+
+def test_xtc_takes_its_chance_anew_at_each_token() -> None:
+    scored = mx.broadcast_to(mx.log(mx.array([[0.5, 0.3, 0.2]])), (2000, 3))
+    rows = [sampling(seed=7, xtc_probability=0.25)] * 2000
+    left = mx.isfinite(Draws(rows).scores(scored, mx.arange(2000, dtype=mx.uint32)))[:, 0]
+    assert 0.71 < float(left.mean()) < 0.79
 
 
 def normalised(scored: mx.array) -> mx.array:

@@ -128,7 +128,7 @@ UNUSABLE = [
     {"top_p": 0},
     {"min_p": 1.5},
     {"repetition_penalty": 0},
-    {"xtc_probability": 0.5},
+    {"xtc_threshold": 0.6},
     {"presence_penalty": 9},
 ]
 
@@ -148,11 +148,9 @@ def test_what_cannot_be_followed_of_the_generation_config_is_passed_over_and_tol
     assert name in record.getMessage()
 
 
-def test_what_the_generation_config_says_as_unset_means_is_not_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_the_generation_config_leaves_open_is_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = fakes.model_folder(tmp_path / "m")
-    (folder / "generation_config.json").write_text(json.dumps({"xtc_probability": 0.0, "top_k": None}))
+    (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": None, "top_k": None}))
     assert read_facts(folder).defaults == SamplingChoice()
     assert not caplog.records
 

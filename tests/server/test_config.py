@@ -156,7 +156,7 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
         ("{ top_k = -1 }", "defaults.top_k must be 0 to"),
         ("{ top_k = 1.5 }", "defaults.top_k must be a whole number"),
         ("{ min_p = true }", "defaults.min_p must be a number"),
-        ("{ xtc_probability = 0.5 }", "defaults: this server does not support 'xtc_probability' yet"),
+        ("{ min_tokens_to_keep = 0 }", "defaults.min_tokens_to_keep must be 1 to 4,294,967,295"),
         ("{ repetition_penalty = 0 }", "defaults.repetition_penalty must be above 0 and at most 100 (given: 0)"),
         ("{ repetition_context_size = 0.5 }", "defaults.repetition_context_size must be a whole number"),
         ("{ logit_bias = 3 }", "defaults.logit_bias must be a table of at most 1,024 token ids"),

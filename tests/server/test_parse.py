@@ -116,9 +116,6 @@ NOT_SUPPORTED = [
     (message("role: ROLE_USER parts { image {} }"), "input.conversation.messages[0].parts[0].image"),
     (message("role: ROLE_ASSISTANT tool_calls {}"), "input.conversation.messages[0].tool_calls"),
     (USER.replace("messages", "continue_final_message: true messages"), "input.conversation.continue_final_message"),
-    (f"{TEXT} sampling {{ min_tokens_to_keep: 2 }}", "sampling.min_tokens_to_keep"),
-    (f"{TEXT} sampling {{ xtc_probability: 0.5 }}", "sampling.xtc_probability"),
-    (f"{TEXT} sampling {{ xtc_threshold: 0.2 }}", "sampling.xtc_threshold"),
     (f"{TEXT} stop {{ min_tokens: 1 }}", "stop.min_tokens"),
     (f"{TEXT} output {{ logprobs: 0 }}", "output.logprobs"),
     (f"{TEXT} tools {{ name: 'f' }}", "tools"),
@@ -139,7 +136,7 @@ SAME_AS_UNSET = [
     "output { reasoning: REASONING_FORMAT_INLINE }",
     "tool_choice { mode: MODE_NONE }",
     "stream_options { min_delta_tokens: 1 max_delta_delay { nanos: 100000000 } }",
-    "sampling { min_tokens_to_keep: 1 xtc_probability: 0 xtc_threshold: 0.1 }",
+    "sampling {}",
     # There is no prompt cache: whatever is asked of it holds.
     "cache { tenant: 'somebody' bypass: true }",
 ]

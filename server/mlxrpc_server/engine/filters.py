@@ -1,14 +1,13 @@
-"""top_p, min_p and top_k: which tokens may be drawn.
+"""top_p, min_p, xtc and top_k: which tokens may be drawn.
 
-Each counts the full distribution and keeps the likeliest tokens, so their order does not matter. Only top_k parts
-tokens that are equally likely. Knows logits whose largest is 0 in each row; neither temperature nor noise.
+Each counts the full distribution. All but xtc keep the likeliest tokens, so their order does not matter where it is
+off; only top_k parts tokens that are equally likely. Knows logits whose largest is 0 in each row; neither
+temperature nor noise.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
@@ -26,23 +25,55 @@ class Filters:
         self._any_min_p = any(row.min_p > 0 for row in rows)
         self._least = mx.log(column([row.min_p for row in rows]))
         self._with_top_p = Some([row.top_p < 1 for row in rows])
+        self._with_floor = Some([_has_floor(row) for row in rows])
+        self._with_xtc = Some([row.xtc_probability > 0 for row in rows])
         self._with_top_k = Some([row.top_k > 0 for row in rows])
         self._top_p = _TopP([row for row in rows if row.top_p < 1])
+        self._floor = _TopK([row.min_tokens_to_keep for row in rows if _has_floor(row)])
+        self._xtc = _Xtc([row for row in rows if row.xtc_probability > 0])
         self._top_k = _TopK([row.top_k for row in rows if row.top_k > 0])
 
-    def apply(self, scores: mx.array, logits: mx.array) -> mx.array:
-        """The scores of what may be drawn, and -inf for the rest."""
-        masks = list(self._masks(logits))
-        return mx.where(functools.reduce(operator.and_, masks), scores, -mx.inf) if masks else scores
+    @property
+    def take_chances(self) -> bool:
+        """Whether any row's candidates depend on luck."""
+        return bool(self._with_xtc)
 
-    def _masks(self, logits: mx.array) -> Iterator[mx.array]:
-        everything = mx.ones(logits.shape, dtype=mx.bool_)
-        if self._with_top_p:
-            yield self._with_top_p.put(everything, self._top_p.kept(self._with_top_p.of(logits)))
-        if self._any_min_p:
-            yield logits >= self._least
+    def apply(self, scores: mx.array, logits: mx.array, chances: mx.array | None) -> mx.array:
+        """The scores of what may be drawn, and -inf for the rest. `chances` are numbers from 0 to 1, one for each row."""
+        kept = self._likely(logits)
+        if chances is not None:
+            kept = mx.ones(logits.shape, dtype=mx.bool_) if kept is None else kept
+            some = self._xtc.kept(self._with_xtc.of(logits), self._with_xtc.of(kept), self._with_xtc.of(chances))
+            kept = self._with_xtc.put(kept, some)
+            logits = mx.where(kept, logits, -mx.inf)
         if self._with_top_k:
-            yield self._with_top_k.put(everything, self._top_k.kept(self._with_top_k.of(logits)))
+            kept = _both(kept, _everywhere(self._with_top_k, self._top_k.kept, logits))
+        return scores if kept is None else mx.where(kept, scores, -mx.inf)
+
+    def _likely(self, logits: mx.array) -> mx.array | None:
+        """What top_p and min_p leave; None for everything."""
+        kept = None
+        if self._with_top_p:
+            kept = _everywhere(self._with_top_p, self._top_p.kept, logits)
+        if self._any_min_p:
+            kept = _both(kept, logits >= self._least)
+        if kept is not None and self._with_floor:
+            some = self._with_floor.of(kept) | self._floor.kept(self._with_floor.of(logits))
+            kept = self._with_floor.put(kept, some)
+        return kept
+
+
+def _has_floor(row: Sampling) -> bool:
+    return row.min_tokens_to_keep > 1 and (row.top_p < 1 or row.min_p > 0)
+
+
+def _both(one: mx.array | None, other: mx.array) -> mx.array:
+    return other if one is None else one & other
+
+
+def _everywhere(some: Some, kept: Callable[[mx.array], mx.array], logits: mx.array) -> mx.array:
+    """What a filter of some rows keeps, and all of the other rows."""
+    return some.put(mx.ones(logits.shape, dtype=mx.bool_), kept(some.of(logits)))
 
 
 class _TopP:
@@ -50,7 +81,7 @@ class _TopP:
 
     def __init__(self, rows: Sequence[Sampling]) -> None:
         self._shares = column([row.top_p for row in rows])
-        self._top_ks = [row.top_k for row in rows]
+        self._last_places = [0 if row.xtc_probability > 0 else row.top_k for row in rows]
 
     def kept(self, logits: mx.array) -> mx.array:
         masses = mx.exp(logits)
@@ -60,7 +91,7 @@ class _TopP:
 
     def _depth(self, width: int) -> int:
         """How many tokens can matter: top_k removes what is further down."""
-        return max(top_k if 0 < top_k < width else width for top_k in self._top_ks)
+        return max(top_k if 0 < top_k < width else width for top_k in self._last_places)
 
 
 def _edge(masses: mx.array, wanted: mx.array) -> mx.array:
@@ -84,6 +115,30 @@ def _half_with_edge(masses: mx.array, above: mx.array, wanted: mx.array) -> tupl
     reached = above + larger.view(mx.float32).sum(axis=-1, keepdims=True)
     enough = reached >= wanted
     return mx.where(enough, larger, smaller), mx.where(enough, above, reached)
+
+
+class _Xtc:
+    """By chance, none of the candidates above the threshold but the least likely of them, and what ends a text."""
+
+    def __init__(self, rows: Sequence[Sampling]) -> None:
+        self._probabilities = column([row.xtc_probability for row in rows])
+        self._thresholds = column([row.xtc_threshold for row in rows])
+        self._end_ids = [row.end_ids for row in rows]
+
+    def kept(self, logits: mx.array, candidates: mx.array, chances: mx.array) -> mx.array:
+        masses = mx.exp(logits)
+        probabilities = masses / masses.sum(axis=-1, keepdims=True)
+        above = candidates & (probabilities > self._thresholds)
+        least = mx.where(above, probabilities, mx.inf).min(axis=-1, keepdims=True)
+        removed = above & (probabilities > least) & (chances[:, None] < self._probabilities)
+        return candidates & (~removed | self._ends(logits.shape))
+
+    def _ends(self, shape: tuple[int, ...]) -> mx.array:
+        places = [row * shape[-1] + token for row, ids in enumerate(self._end_ids) for token in ids]
+        ends = mx.zeros(shape, dtype=mx.bool_).reshape(-1)
+        if places:
+            ends[mx.array(places)] = True
+        return ends.reshape(shape)
 
 
 class _TopK:

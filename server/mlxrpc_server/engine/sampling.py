@@ -65,8 +65,10 @@ class Draws:
         """The scores of the rows that draw: greedy ones are spared the work."""
         logits = self._sampled.of(logits).astype(mx.float32)
         below = logits - mx.max(logits, axis=-1, keepdims=True)
-        noise = gumbel(self._seed_low, self._seed_high, self._sampled.of(positions), logits.shape[-1])
-        return self._filters.apply(below / self._temperature + noise, below)
+        keys = self._seed_low, self._seed_high, self._sampled.of(positions)
+        noise = gumbel(*keys, logits.shape[-1])
+        chances = chance(*keys) if self._filters.take_chances else None
+        return self._filters.apply(below / self._temperature + noise, below, chances)
 
 
 def gumbel(seed_low: mx.array, seed_high: mx.array, positions: mx.array, width: int) -> mx.array:
@@ -76,8 +78,16 @@ def gumbel(seed_low: mx.array, seed_high: mx.array, positions: mx.array, width: 
     token = mx.arange(width, dtype=mx.uint32) * mx.array(0x85EBCA6B, mx.uint32)
     bits = _mixed(_mixed(first[:, None] ^ token[None, :]) + second[:, None])
     # The small end of the uniform decides the large end of the noise, where the winners are: float32 is fine there.
-    uniform = mx.minimum((bits.astype(mx.float32) + 0.5) * 2.0**-32, _NOT_ONE)
-    return -mx.log(-mx.log1p(-uniform))
+    return -mx.log(-mx.log1p(-_uniform(bits)))
+
+
+def chance(seed_low: mx.array, seed_high: mx.array, positions: mx.array) -> mx.array:
+    """A number between 0 and 1 for each row, from a hash of (seed, position)."""
+    return _uniform(_row_key(seed_low, seed_high, positions, 0x27D4EB2F))
+
+
+def _uniform(bits: mx.array) -> mx.array:
+    return mx.minimum((bits.astype(mx.float32) + 0.5) * 2.0**-32, _NOT_ONE)
 
 
 def _row_key(seed_low: mx.array, seed_high: mx.array, positions: mx.array, salt: int) -> mx.array:
