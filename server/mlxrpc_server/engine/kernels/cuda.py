@@ -1,0 +1,189 @@
+"""Pages on a CUDA device, read and written in place by kernels of our own (attend.cu, write.cu).
+
+MLX does not know that these kernels write: it takes the pages for memory that nobody touches, and that is what lets a step
+be dispatched while the one before it still runs. Their order is kept by a ticket to each layer: every kernel takes the
+last one's output as an input, and its own output is the next ticket.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlxrpc_server.engine.kernels import cuda_kernel
+from mlxrpc_server.engine.paged import Form, Plan
+from mlxrpc_server.engine.pages import SIZE
+
+WRITERS = 128
+"""Threads that write one page."""
+
+
+class CudaStore:
+    """Slabs never move: a row's table has the addresses of its pages, and more slabs cost no copy."""
+
+    def __init__(self, form: Form, slab: int) -> None:
+        self._form = form
+        self._slab = slab
+        self._slabs: list[mx.array] = []
+        self._bases: list[int] = []
+        self._addresses: list[int] = []
+        """Of every page, in the first layer's keys."""
+        self._tickets = [mx.zeros((1,), form.dtype) for _ in range(form.layers)]
+        self._counters = [mx.zeros((0,), mx.uint32)] * form.layers
+        self._places: dict[tuple[int, float, int], mx.array] = {}
+
+    @property
+    def _layer_page_bytes(self) -> int:
+        """Of one page, the keys or the values of one layer."""
+        return self._form.page_bytes // (2 * self._form.layers)
+
+    def hold(self, slabs: int) -> None:
+        """Waits for what runs: it may still write."""
+        mx.eval(self._tickets)
+        more = [self._new() for _ in range(slabs - len(self._slabs))]
+        mx.eval(more)
+        self._slabs = self._slabs[:slabs] + [slab for slab, _ in more]
+        self._bases = self._bases[:slabs] + [int(address.item()) for _, address in more]
+        self._addresses = [base + page * self._layer_page_bytes for base in self._bases for page in range(self._slab)]
+        if not more:
+            mx.clear_cache()  # for other models' workers
+
+    def _new(self) -> tuple[mx.array, mx.array]:
+        """A slab as it comes, and its address. [layers, keys and values, pages, heads, tokens, size]"""
+        form = self._form
+        shape = (2 * form.layers, self._slab * form.kv_heads * SIZE * form.head_size)
+        slab, address = _address()(
+            inputs=[mx.array(0)],
+            grid=(1, 1, 1),
+            threadgroup=(1, 1, 1),
+            output_shapes=[shape, (1,)],
+            output_dtypes=[form.dtype, mx.uint64],
+        )
+        return slab, address
+
+    def table(self, rows: Sequence[Sequence[int]]) -> mx.array:
+        width = max(map(len, rows))
+        addresses = array("Q")
+        for pages in rows:
+            addresses.extend(map(self._addresses.__getitem__, pages))
+            addresses.extend([0] * (width - len(pages)))
+        return mx.array(addresses).reshape(len(rows), width)
+
+    def _place(self, layer: int, scale: float, window: int) -> mx.array:
+        """Where this layer's keys and values lie behind a page's address, and how it attends."""
+        known = self._places.get((layer, scale, window))
+        if known is None:
+            layer_bytes = self._slab * self._layer_page_bytes
+            bits = struct.unpack("<i", struct.pack("<f", scale))[0]
+            known = mx.array([2 * layer * layer_bytes, (2 * layer + 1) * layer_bytes, window, bits], dtype=mx.int64)
+            self._places[layer, scale, window] = known
+        return known
+
+    def write(self, layer: int, keys: mx.array, values: mx.array, table: mx.array, lengths: Sequence[int]) -> None:
+        form = self._form
+        pages = -(-max(lengths) // SIZE)
+        (self._tickets[layer],) = _write()(
+            inputs=[
+                keys,
+                values,
+                self._tickets[layer],
+                table,
+                mx.array(lengths, dtype=mx.int32),
+                self._place(layer, 0.0, 0),
+            ],
+            template=[("T", form.dtype), ("D", form.head_size), ("HKV", form.kv_heads), ("PAGE", SIZE)],
+            grid=(pages * WRITERS, form.kv_heads, len(lengths)),
+            threadgroup=(WRITERS, 1, 1),
+            output_shapes=[(1,)],
+            output_dtypes=[form.dtype],
+        )
+
+    def attend(
+        self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int
+    ) -> mx.array:
+        form = self._form
+        queries, keys, values = token
+        rows, heads = queries.shape[:2]
+        group = heads // form.kv_heads
+        threads = 32 * _warps(group)
+        partials = plan.parts * heads * (form.head_size + 2) if plan.split else 1
+        attended, _ = _attend()(
+            inputs=[
+                queries.astype(form.dtype),
+                keys.astype(form.dtype),
+                values.astype(form.dtype),
+                self._tickets[layer],
+                plan.table,
+                plan.lengths,
+                plan.work,
+                self._place(layer, scale, window),
+                self._counter(layer, rows),
+            ],
+            template=[
+                ("T", form.dtype),
+                ("D", form.head_size),
+                ("HKV", form.kv_heads),
+                ("G", group),
+                ("PAGE", SIZE),
+            ],
+            grid=(plan.parts * form.kv_heads * threads, 1, 1),
+            threadgroup=(threads, 1, 1),
+            output_shapes=[queries.shape, (partials,)],
+            output_dtypes=[form.dtype, mx.float32],
+        )
+        self._tickets[layer] = attended
+        result: mx.array = attended.astype(queries.dtype)
+        return result
+
+    def _counter(self, layer: int, rows: int) -> mx.array:
+        """Zeros, and the kernel leaves zeros behind."""
+        if self._counters[layer].size < rows * self._form.kv_heads:
+            self._counters[layer] = mx.zeros((2 * rows * self._form.kv_heads,), mx.uint32)
+        return self._counters[layer]
+
+    def forget(self) -> None:
+        mx.synchronize()
+        self._tickets = [mx.zeros((1,), self._form.dtype) for _ in self._tickets]
+        self._counters = [mx.zeros((0,), mx.uint32) for _ in self._counters]
+
+
+def _warps(group: int) -> int:
+    """As in attend.cu: four queries to a warp at most, and eight warps where that leaves enough."""
+    roles = -(-group // 4)
+    return roles * max(1, 8 // roles)
+
+
+@functools.cache
+def _attend() -> Any:
+    return cuda_kernel(
+        "attend",
+        inputs=("q", "k", "v", "ticket", "table", "lengths", "work", "place", "counters"),
+        outputs=("out", "partials"),
+        call="mlxrpc::attend<T, D, HKV, G, PAGE>(q, k, v, table, table_shape[1], lengths, work, place,"
+        " const_cast<uint32_t*>(counters), out, partials);",
+    )
+
+
+@functools.cache
+def _write() -> Any:
+    return cuda_kernel(
+        "write",
+        inputs=("keys", "values", "ticket", "table", "lengths", "place"),
+        outputs=("next",),
+        call="mlxrpc::write<T, D, HKV, PAGE>(keys, values, keys_shape[2], table, table_shape[1], lengths, place);",
+    )
+
+
+@functools.cache
+def _address() -> Any:
+    return mx.fast.cuda_kernel(
+        name="mlxrpc_address",
+        input_names=["nothing"],
+        output_names=["slab", "address"],
+        source="address[0] = reinterpret_cast<uint64_t>(slab);",
+    )

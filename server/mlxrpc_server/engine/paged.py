@@ -1,0 +1,299 @@
+"""Rows in pages that a kernel of our own reads and writes in place: no mask, no scatter, no copies at joins and leaves.
+
+For models whose layers keep plain keys and values. `Paged` knows which row is where and what a step needs; how pages are
+stored, written and attended to is a `Store`'s affair: a GPU's kernels, or plain operations that say what those must give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from mlxrpc_server.engine import attention
+from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, slabs
+from mlxrpc_server.engine.room import UNBOUNDED, Room
+from mlxrpc_server.types import RowId
+
+HEAD_SIZES = frozenset({64, 80, 96, 128, 256})
+MOST_QUERIES = 32
+"""That share one head of keys."""
+
+SLAB_BYTES = 256 << 20
+"""Memory is taken in slabs of about this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a layer's keys and values look like. All layers are alike."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    dtype: mx.Dtype
+
+    @property
+    def page_bytes(self) -> int:
+        """Of one page, keys and values of all layers."""
+        return 2 * self.layers * self.kv_heads * SIZE * self.head_size * self.dtype.size
+
+
+@dataclass(slots=True)
+class Plan:
+    """Where a set of rows lies and how their attention is cut into parts. Good for some steps."""
+
+    table: Any
+    """The rows' pages, as the store reads them."""
+    lengths: mx.array
+    """Tokens that each row holds now: a step on the device moves it on, not the host."""
+    begun: list[int]
+    """What the rows held when the plan was made."""
+    work: mx.array
+    """Tokens of a part; then row and part, for each part that may come to be."""
+    parts: int
+    split: bool
+    steps: int
+    """How many the rows have room for."""
+    age: int = 0
+
+    @property
+    def held(self) -> list[int]:
+        return [length + self.age for length in self.begun]
+
+    def advance(self) -> None:
+        self.lengths = self.lengths + 1
+        self.age += 1
+
+
+class Store(Protocol):
+    """Numbered pages of all layers."""
+
+    def hold(self, slabs: int) -> None:
+        """From now on there are so many slabs of pages; pages in those that stay keep what they hold."""
+
+    def table(self, rows: Sequence[Sequence[int]]) -> Any:
+        """The rows' pages as the two below want them."""
+
+    def write(self, layer: int, keys: mx.array, values: mx.array, table: Any, lengths: Sequence[int]) -> None:
+        """The first so many tokens of each row of [rows, heads, columns, size]."""
+
+    def attend(
+        self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int
+    ) -> mx.array:
+        """Of each row's new query over what the row holds and its new key and value, which are written besides."""
+
+    def forget(self) -> None:
+        """What was begun and may never come to its end."""
+
+
+class Paged:
+    joint = True
+    ahead = True
+
+    def __init__(self, model: Any, form: Form, store: Store, slab: int, room: Room = UNBOUNDED) -> None:
+        attention.route(model)
+        self._model = model
+        self._form = form
+        self._store = store
+        self._slab = slab
+        self._room = room
+        self._pages = Pages()
+        self._slabs = 0
+        self._lengths: dict[RowId, int] = {}
+        """As of the plan; it counts the steps since."""
+        self._plan: Plan | None = None
+        self._order: list[RowId] = []
+        self._layers = [_Layer(self, layer) for layer in range(form.layers)]
+
+    @property
+    def nbytes(self) -> int:
+        return self._slabs * self._slab * self._form.page_bytes
+
+    @property
+    def plan(self) -> Plan:
+        if self._plan is None:
+            raise RuntimeError("rows have joined or left since they were arranged")
+        return self._plan
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        return fit(lengths, self._form.page_bytes, self._slab, self._room)
+
+    def open(self) -> list[Any]:
+        return make_prompt_cache(self._model)
+
+    def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
+        self._settle()
+        for row, length in zip(rows, lengths, strict=True):
+            self._pages.give(row, needed(length))
+            self._lengths[row] = length
+        self._hold()
+        if any(lengths):
+            table = self._store.table([self._pages.of(row) for row in rows])
+            for layer, prefilled in enumerate(cache):
+                self._store.write(layer, prefilled.keys, prefilled.values, table, lengths)
+
+    def leave(self, row: RowId) -> None:
+        self._settle()
+        self._pages.take_back(row)
+        del self._lengths[row]
+        if not self._lengths:
+            self._hold()
+
+    def arrange(self) -> Sequence[RowId]:
+        if self._plan is None or self._plan.age >= self._plan.steps:
+            self._settle()
+            self._plan = self._planned()
+        return self._order
+
+    def decode(self, tokens: mx.array) -> mx.array:
+        logits: mx.array = self._model(tokens[:, None], cache=self._layers)
+        self.plan.advance()
+        return logits[:, -1]
+
+    def clear(self) -> None:
+        self._store.forget()
+        self._plan = None
+        self._lengths.clear()
+        self._pages.clear()
+        self._hold()
+
+    def _settle(self) -> None:
+        """Ends the plan: the rows have moved on by its steps."""
+        if self._plan is not None:
+            self._lengths = dict(zip(self._order, self._plan.held, strict=True))
+            self._plan = None
+
+    def _planned(self) -> Plan:
+        for row, length in self._lengths.items():
+            self._pages.give(row, needed(length))
+        self._hold()
+        self._order = list(self._lengths)
+        begun = list(self._lengths.values())
+        steps = min((len(self._pages.of(row)) * SIZE - length for row, length in self._lengths.items()), default=0)
+        tokens = part_tokens(begun, self._form.kv_heads)
+        parts = [(row, part) for row, length in enumerate(begun) for part in range((length + steps) // tokens + 1)]
+        return Plan(
+            table=self._store.table([self._pages.of(row) for row in self._order]),
+            lengths=mx.array(begun, dtype=mx.int32),
+            begun=begun,
+            work=mx.array([tokens, *(number for part in parts for number in part)], dtype=mx.int32),
+            parts=len(parts),
+            split=len(parts) > len(begun),
+            steps=steps,
+        )
+
+    def _hold(self) -> None:
+        """Takes some slabs more than are needed where there is room, and gives back what is far too much."""
+        need, most = slabs(self._pages.end, self._slab), self._room.bytes // (self._slab * self._form.page_bytes)
+        held = self._slabs
+        if need > held:
+            held = max(need, min(most, held + held // 4))
+        elif not need or held > 2 * need:
+            held = need
+        if held != self._slabs:
+            self._store.hold(held)
+            self._slabs = held
+
+
+class _Layer:
+    """One layer's share of the pages, in the shape that mlx-lm's models expect of a cache."""
+
+    def __init__(self, kv: Paged, layer: int) -> None:
+        self._kv = kv
+        self._layer = layer
+
+    @property
+    def offset(self) -> mx.array:
+        return self._kv.plan.lengths
+
+    def make_mask(self, _tokens: int, return_array: bool = False, window_size: int | None = None) -> Window | None:
+        return _stand_in(return_array=return_array, window=window_size)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_Token, mx.array]:
+        return _Token(self._kv, self._layer, keys, values), values
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Stands for a mask: a layer that sees so many tokens of each row, from the last one backwards."""
+
+    tokens: int
+
+
+def _stand_in(*, return_array: bool, window: int | None) -> Window | None:
+    if return_array:
+        raise NotImplementedError("rows in pages have no mask in common")
+    return None if window is None else Window(window)
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """Each row's new key and value, which attention takes from here and puts into the pages."""
+
+    kv: Paged
+    layer: int
+    keys: mx.array
+    values: mx.array
+
+    def attend(self, queries: mx.array, scale: float, mask: Window | None) -> mx.array:
+        token = (queries, self.keys, self.values)
+        return self.kv.store.attend(self.layer, token, self.kv.plan, scale, mask.tokens if mask else 0)
+
+
+def form_of(model: Any, sample: Sequence[Any]) -> Form | None:
+    """What the model's pages look like, or None where pages are not for it; `sample` is its caches behind one token."""
+    if not all(type(cache) is KVCache and cache.keys is not None for cache in sample):
+        return None
+    shapes = {(one.shape[1], one.shape[3], one.dtype) for cache in sample for one in (cache.keys, cache.values)}
+    if len(shapes) != 1:
+        return None
+    ((kv_heads, head_size, dtype),) = shapes
+    form = Form(len(sample), kv_heads, head_size, dtype)
+    return form if head_size in HEAD_SIZES and _asks(model, form) else None
+
+
+def _asks(model: Any, form: Form) -> bool:
+    """Whether every layer attends as a kernel of ours can: shown by a step that nobody evaluates."""
+    attention.route(model)
+    asked = [_Asked(form) for _ in range(form.layers)]
+    try:
+        model(mx.array([[0]]), cache=asked)
+    except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError):
+        # What a model's own code raises on a cache that it does not expect.
+        return False
+    return all(1 <= layer.queries <= MOST_QUERIES for layer in asked)
+
+
+class _Asked:
+    """A layer's cache that holds nothing, and what was asked of it."""
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self.offset = mx.array([0])
+        self.queries = 0
+        """To one head of keys."""
+
+    def make_mask(self, _tokens: int, return_array: bool = False, window_size: int | None = None) -> Window | None:
+        return _stand_in(return_array=return_array, window=window_size)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_Asked, mx.array]:
+        return self, values
+
+    def attend(self, queries: mx.array, _scale: float, _mask: Any) -> mx.array:
+        heads = self._form.kv_heads
+        if queries.shape[3] != self._form.head_size or queries.shape[1] % heads or self.queries:
+            raise ValueError("its queries are not for these keys, or there are two of them")
+        self.queries = queries.shape[1] // heads
+        return queries
+
+
+def slab_pages(form: Form, room: Room) -> int:
+    """Pages of a slab: a small part of the room, so that little is held that nobody uses."""
+    return max(1, min(SLAB_BYTES, room.bytes // 16) // form.page_bytes)

@@ -1,0 +1,225 @@
+"""Rows in pages give what they give alone, whoever joins and leaves, and take the bytes that they tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx_lm.models import qwen3
+
+from mlxrpc_server.engine.kernels.cuda import CudaStore
+from mlxrpc_server.engine.kernels.plain import PlainStore
+from mlxrpc_server.engine.paged import Form, Paged, Plan, Store, form_of
+from mlxrpc_server.engine.pages import AHEAD, SIZE
+from mlxrpc_server.engine.room import UNBOUNDED, Room
+from mlxrpc_server.types import RowId
+from tests.engine import tiny
+
+SLAB = 4
+STORES = [
+    pytest.param(PlainStore, id="plain"),
+    pytest.param(CudaStore, id="cuda", marks=pytest.mark.skipif(not mx.cuda.is_available(), reason="no CUDA device")),
+]
+
+
+def model_with_heads_of(size: int) -> Any:
+    arguments = qwen3.ModelArgs(
+        model_type="qwen3",
+        hidden_size=32,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=size,
+        rms_norm_eps=1e-6,
+        vocab_size=tiny.VOCABULARY,
+        max_position_embeddings=1024,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+    )
+    return tiny.made(qwen3.Model, arguments)
+
+
+MODEL = model_with_heads_of(64)
+FORM = Form(layers=2, kv_heads=2, head_size=64, dtype=mx.float32)
+
+
+class Rows:
+    """Pages and, beside them, what each of their rows holds."""
+
+    def __init__(self, store: Any = PlainStore, room: Room = UNBOUNDED) -> None:
+        self.kv = Paged(MODEL, FORM, store(FORM, SLAB), SLAB, room)
+        self.held: dict[RowId, list[int]] = {}
+        self._joined = 0
+
+    def join(self, *prompts: Sequence[int]) -> None:
+        """All but their last tokens are prefilled, in one pass, padded behind."""
+        rows = [RowId(self._joined + index) for index in range(len(prompts))]
+        self._joined += len(prompts)
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        cache = self.kv.open()
+        if longest := max(lengths):
+            MODEL(mx.array([[*prompt[:-1], *[0] * (longest - len(prompt) + 1)] for prompt in prompts]), cache=cache)
+        self.kv.join(rows, cache, lengths)
+        self.held |= zip(rows, map(list, prompts), strict=True)
+
+    def leave(self, index: int) -> None:
+        row = list(self.held)[index]
+        self.kv.leave(row)
+        del self.held[row]
+
+    def step(self) -> float:
+        """Feeds every row its last token; gives the largest difference to the rows' logits alone."""
+        order = self.kv.arrange()
+        together = self.kv.decode(mx.array([self.held[row][-1] for row in order]))
+        alone = mx.stack([tiny.logits_alone(MODEL, self.held[row]) for row in order])
+        for row, held in self.held.items():
+            held.append((held[-1] + 13 * row + 1) % tiny.VOCABULARY)
+        return float(mx.abs(together - alone).max())
+
+
+def tokens(count: int) -> list[int]:
+    return [(7 * place) % tiny.VOCABULARY for place in range(count)]
+
+
+prompts = st.lists(st.integers(0, tiny.VOCABULARY - 1), min_size=1, max_size=12)
+joins = st.tuples(st.just("join"), st.lists(prompts, min_size=1, max_size=3))
+leaves = st.tuples(st.just("leave"), st.integers(0, 9))
+steps = st.tuples(st.just("step"), st.none())
+
+
+@pytest.mark.parametrize("store", STORES)
+@settings(max_examples=40, deadline=None)
+@given(script=st.lists(st.one_of(joins, leaves, steps), min_size=1, max_size=12))
+def test_rows_in_pages_give_the_logits_of_solo_runs(store: Any, script: list[tuple[str, Any]]) -> None:
+    rows = Rows(store)
+    for kind, value in script:
+        if kind == "join":
+            rows.join(*value)
+        elif kind == "leave" and value < len(rows.held):
+            rows.leave(value)
+        elif kind == "step" and rows.held:
+            assert rows.step() < 1e-4
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_rows_grow_past_the_pages_that_they_were_given(store: Any) -> None:
+    rows = Rows(store)
+    rows.join(tokens(SIZE - 1), [1, 2, 3])
+    rows.join(tokens(3 * SIZE))
+    for _ in range(AHEAD + 3):
+        assert rows.step() < 1e-4
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_pages_of_a_row_that_left_are_another_rows(store: Any) -> None:
+    rows = Rows(store)
+    rows.join(tokens(50), tokens(20))
+    rows.step()
+    before = rows.kv.nbytes
+    rows.leave(0)
+    rows.join(tokens(45))
+    assert rows.step() < 1e-4
+    assert rows.kv.nbytes == before
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_row_leaves_while_its_step_still_runs(store: Any) -> None:
+    """Nothing is evaluated before the row is gone and another has its pages."""
+    rows = Rows(store)
+    rows.join(tokens(30))
+    rows.join(tokens(9))
+    order = rows.kv.arrange()
+    ridden = rows.kv.decode(mx.array([rows.held[row][-1] for row in order]))
+    mx.async_eval(ridden)  # type: ignore[no-untyped-call]
+    rows.leave(0)
+    for held in rows.held.values():
+        held.append(5)
+    rows.join(tokens(12))
+    assert rows.step() < 1e-4
+
+
+def test_bytes_are_those_of_slabs_and_none_when_all_rows_have_left() -> None:
+    rows = Rows()
+    rows.join(tokens(SIZE + 2))
+    assert rows.kv.nbytes == SLAB * FORM.page_bytes
+    rows.join(tokens(5 * SIZE))
+    assert rows.kv.nbytes == 3 * SLAB * FORM.page_bytes
+    rows.leave(0)
+    rows.leave(0)
+    assert rows.kv.nbytes == 0
+
+
+def test_slabs_are_given_back_when_most_of_them_are_free() -> None:
+    rows = Rows()
+    rows.join([1, 2])
+    rows.join(tokens(20 * SIZE))
+    rows.leave(1)
+    assert rows.step() < 1e-4
+    assert rows.kv.nbytes == SLAB * FORM.page_bytes
+    assert rows.step() < 1e-4
+
+
+@given(lengths=st.lists(st.integers(1, 200), min_size=2, max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_what_fits_is_told_before_it_is_there(lengths: list[int]) -> None:
+    rows = Rows()
+    rows.join(*[tokens(length + 1) for length in lengths])
+    rows.kv.arrange()
+    assert Rows(room=Room(8, rows.kv.nbytes)).kv.fits(lengths)
+    assert not Rows(room=Room(8, SLAB * FORM.page_bytes * (rows.kv.nbytes // (SLAB * FORM.page_bytes)) - 1)).kv.fits(
+        lengths
+    )
+    assert Rows(room=Room(8, 0)).kv.fits(lengths[:1])
+
+
+def test_after_a_clear_everything_begins_anew() -> None:
+    rows = Rows()
+    rows.join(tokens(40), [3])
+    rows.step()
+    rows.kv.clear()
+    rows.held.clear()
+    assert rows.kv.nbytes == 0
+    rows.join(tokens(7))
+    assert rows.step() < 1e-4
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("window", [1, 3, 40])
+def test_a_window_shows_the_last_tokens_alone(store: Any, window: int) -> None:
+    kv: Store = store(FORM, SLAB)
+    kv.hold(1)
+    random = mx.random.split(mx.random.key(1), 5)
+    keys, values = (mx.random.normal((1, 2, 50, 64), key=key) for key in random[:2])
+    token = tuple(
+        mx.random.normal((1, heads, 1, 64), key=key) for heads, key in zip((4, 2, 2), random[2:], strict=True)
+    )
+    table = kv.table([[2, 0]])
+    kv.write(0, keys, values, table, [50])
+    work = mx.array([128, 0, 0], dtype=mx.int32)
+    plan = Plan(table, mx.array([50], dtype=mx.int32), [50], work, parts=1, split=False, steps=14)
+    attended = kv.attend(0, (token[0], token[1], token[2]), plan, 0.125, window)
+    held = (
+        mx.concatenate([one, new], axis=2)[:, :, -window:] for one, new in zip((keys, values), token[1:], strict=True)
+    )
+    expected = mx.fast.scaled_dot_product_attention(token[0], *held, scale=0.125)
+    assert float(mx.abs(attended - expected).max()) < 1e-5
+
+
+def test_models_whose_caches_are_not_plain_have_no_form() -> None:
+    for model in (tiny.sliding_window(), tiny.recurrent()):
+        cache = model.make_cache()
+        model(mx.array([[0]]), cache=cache)
+        assert form_of(model, cache) is None
+
+
+def test_a_model_of_plain_caches_and_a_head_size_of_ours_has_a_form() -> None:
+    for size, form in ((64, FORM), (8, None)):
+        model = model_with_heads_of(size)
+        cache = Paged(model, FORM, PlainStore(FORM, SLAB), SLAB).open()
+        model(mx.array([[0]]), cache=cache)
+        assert form_of(model, cache) == form
