@@ -60,7 +60,7 @@ BUILT_IN_MODEL = ModelConfig(
     name=BUILT_IN,
     source=demo.source(),
     display_name="Pebble",
-    description="mlxrpc's built-in model: small, trained for demonstrations and tests.",
+    description="The built-in model: small talk, sums, facts, stories.",
 )
 
 

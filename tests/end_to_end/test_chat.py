@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from mlxrpc_server.config import BUILT_IN
 from tests.end_to_end.running import RunningServer, running_server, until
 from tests.terminal import CTRL_C, CTRL_D, terminal
 
+README = Path(__file__).parents[2] / "README.md"
 CONFIG = f"""
 preload = []
 
@@ -49,14 +51,15 @@ def chat(server: RunningServer, *arguments: str, said: str) -> subprocess.Comple
     )
 
 
-def test_a_conversation_through_a_pipe_is_sensible_and_remembers(server: RunningServer) -> None:
-    done = chat(server, said="Who are you?\nMy locker code is 4719.\nWhat is 347 + 258?\nWhat is my locker code?\n")
-    assert done.stdout.splitlines() == [
-        "I am Pebble 🙂, the small language model that is built into mlxrpc.",
-        "I will remember: your locker code is 4719.",
-        "347 + 258 = 605",
-        "Your locker code is 4719.",
-    ]
+def test_the_conversation_in_the_readme_comes_out_so(server: RunningServer) -> None:
+    """Greedily, and so more strictly than the one that was printed; a question begins with the prompt."""
+    _, _, shown = README.read_text(encoding="utf-8").partition("$ .venv/bin/mlxrpc chat\n")
+    lines = shown.partition("> /exit")[0].splitlines()[1:]
+    questions = [line.removeprefix("> ") for line in lines if line.startswith("> ")]
+    answers = [line for line in lines if line and not line.startswith("> ")]
+    assert len(questions) == len(answers) > 5
+    done = chat(server, said="\n".join(questions))
+    assert done.stdout.splitlines() == answers
     assert (done.stderr, done.returncode) == ("", 0)
 
 
