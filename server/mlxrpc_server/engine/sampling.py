@@ -8,10 +8,12 @@ noise below must never change.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 
 from mlxrpc_server.engine.filters import Filters
+from mlxrpc_server.engine.kernels import draw as fused
 from mlxrpc_server.engine.penalties import History, Penalties
 from mlxrpc_server.engine.some import Some, column
 from mlxrpc_server.types import Sampling
@@ -33,39 +35,64 @@ class Draws:
     def __init__(
         self, rows: Sequence[Sampling], histories: Sequence[History] = (), unread: mx.array | None = None
     ) -> None:
-        sampled = [row for row in rows if row.temperature > 0]
         self._penalties = Penalties(rows, histories, unread)
-        self._sampled = Some([row.temperature > 0 for row in rows])
+        self._rows = rows
+        fusible = [_fusible(row) for row in rows]
+        self._fused = fused.columns(_greedy_but(rows, fusible), _COLDEST) if any(fusible) else None
+        self._rest = _Sampled(rows, [row.temperature > 0 and not one for row, one in zip(rows, fusible, strict=True)])
+
+    def draw(self, logits: mx.array, positions: mx.array) -> mx.array:
+        """One token for each row of `logits`; `positions` are those of the tokens drawn."""
+        logits = self._penalised(logits)
+        tokens = self._drawn(logits, positions)
+        self._penalties.push(tokens)
+        return tokens
+
+    def scores(self, logits: mx.array, positions: mx.array) -> mx.array:
+        """What a draw takes the largest of, for tests: they ask how nearly two candidates tie."""
+        logits = self._penalised(logits)
+        sampled = _Sampled(self._rows, [row.temperature > 0 for row in self._rows])
+        return sampled.put(logits, sampled.scores(logits, positions)) if sampled else logits
+
+    def _penalised(self, logits: mx.array) -> mx.array:
+        return self._penalties.apply(logits.astype(mx.float32)) if self._penalties else logits
+
+    def _drawn(self, logits: mx.array, positions: mx.array) -> mx.array:
+        if self._rest.all:
+            return mx.argmax(self._rest.scores(logits, positions), axis=-1)
+        columns = self._fused
+        tokens = mx.argmax(logits, axis=-1) if columns is None else fused.draw(logits, positions, columns)
+        if self._rest:
+            tokens = self._rest.put(tokens, mx.argmax(self._rest.scores(logits, positions), axis=-1))
+        return tokens
+
+
+def _fusible(row: Sampling) -> bool:
+    """Whether one launch on this device does all of the row's draw."""
+    known = row.xtc_probability == 0 and row.min_tokens_to_keep == 1
+    return row.temperature > 0 and known and fused.suits(mx.float32)
+
+
+def _greedy_but(rows: Sequence[Sampling], chosen: Sequence[bool]) -> list[Sampling]:
+    return [row if one else replace(row, temperature=0.0) for row, one in zip(rows, chosen, strict=True)]
+
+
+class _Sampled(Some):
+    """The rows among all that draw their token here. Greedy ones are spared the work."""
+
+    def __init__(self, rows: Sequence[Sampling], chosen: Sequence[bool]) -> None:
+        super().__init__(chosen)
+        sampled = [row for row, is_chosen in zip(rows, chosen, strict=True) if is_chosen]
         self._filters = Filters(sampled)
         self._temperature = column([max(row.temperature, _COLDEST) for row in sampled])
         self._seed_low = mx.array([row.seed & 0xFFFFFFFF for row in sampled], dtype=mx.uint32)
         self._seed_high = mx.array([row.seed >> 32 for row in sampled], dtype=mx.uint32)
 
-    def draw(self, logits: mx.array, positions: mx.array) -> mx.array:
-        """One token for each row of `logits`; `positions` are those of the tokens drawn."""
-        logits = self._penalised(logits)
-        if self._sampled.all:
-            tokens = mx.argmax(self._noisy(logits, positions), axis=-1)
-        else:
-            tokens = mx.argmax(logits, axis=-1)
-            if self._sampled:
-                tokens = self._sampled.put(tokens, mx.argmax(self._noisy(logits, positions), axis=-1))
-        self._penalties.push(tokens)
-        return tokens
-
     def scores(self, logits: mx.array, positions: mx.array) -> mx.array:
-        """What `draw` takes the largest of, for tests: they ask how nearly two candidates tie."""
-        logits = self._penalised(logits)
-        return self._sampled.put(logits, self._noisy(logits, positions)) if self._sampled else logits
-
-    def _penalised(self, logits: mx.array) -> mx.array:
-        return self._penalties.apply(logits.astype(mx.float32)) if self._penalties else logits
-
-    def _noisy(self, logits: mx.array, positions: mx.array) -> mx.array:
-        """The scores of the rows that draw: greedy ones are spared the work."""
-        logits = self._sampled.of(logits).astype(mx.float32)
+        """These rows' alone; of the logits of all."""
+        logits = self.of(logits).astype(mx.float32)
         below = logits - mx.max(logits, axis=-1, keepdims=True)
-        keys = self._seed_low, self._seed_high, self._sampled.of(positions)
+        keys = self._seed_low, self._seed_high, self.of(positions)
         noise = gumbel(*keys, logits.shape[-1])
         chances = chance(*keys) if self._filters.take_chances else None
         return self._filters.apply(below / self._temperature + noise, below, chances)
