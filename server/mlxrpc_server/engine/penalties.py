@@ -6,8 +6,10 @@ rows that ask for something cost anything. Knows token ids; neither the filters 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
@@ -23,30 +25,41 @@ _LEAST_PENALTY = 1e-30
 """Dividing by less would leave float32's range."""
 
 
-@dataclass(slots=True)
 class History:
-    """A row's tokens so far. `produced` may grow from outside; what is new is counted when somebody asks."""
+    """A row's tokens so far. `produced` may grow from outside; what is new is counted when somebody asks.
 
-    prompt: Sequence[int]
-    """At least one token."""
-    produced: Sequence[int] = ()
-    _counts: dict[int, int] = field(default_factory=dict)
-    _counted: int = 0
+    Kept in arrays, which a batch stacks without looking at each token again.
+    """
 
-    def counts(self) -> dict[int, int]:
-        """How often the completion has each of its tokens."""
-        for token in islice(self.produced, self._counted, None):
-            self._counts[token] = self._counts.get(token, 0) + 1
-        self._counted = len(self.produced)
-        return self._counts
+    def __init__(self, prompt: Sequence[int], produced: Sequence[int] = ()) -> None:
+        self.prompt = prompt
+        self.produced = produced
+        self._seen = 0
+        self._places: dict[int, int] = {}
+        self._ids, self._numbers = array("i"), array("i")
 
-    def last(self, size: int) -> list[int]:
+    def counts(self) -> tuple[array[int], array[int]]:
+        """The completion's different tokens, and how often it has each."""
+        for token in islice(self.produced, self._seen, None):
+            place = self._places.setdefault(token, len(self._ids))
+            if place == len(self._ids):
+                self._ids.append(token)
+                self._numbers.append(0)
+            self._numbers[place] += 1
+        self._seen = len(self.produced)
+        return self._ids, self._numbers
+
+    def last(self, size: int) -> array[int]:
         """The last tokens of prompt and completion; where the size is endless, each of all of them, in no order."""
         if size == ENDLESS:
-            return list({*self.prompt, *self.counts()})
+            return self._prompt_ids + self.counts()[0]
         produced = self.produced[-size:]
         missing = size - len(produced)
-        return [*self.prompt[-missing:], *produced] if missing else list(produced)
+        return array("i", [*self.prompt[-missing:], *produced] if missing else produced)
+
+    @cached_property
+    def _prompt_ids(self) -> array[int]:
+        return array("i", set(self.prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +124,8 @@ def _counts(sampling: Sampling) -> bool:
 class _Bias:
     def __init__(self, places: Sequence[Place]) -> None:
         self._rows = _rows(places)
-        self._ids = _matrix([[token for token, _ in place.sampling.logit_bias] for place in places], 0)
-        values = _matrix([[bias for _, bias in place.sampling.logit_bias] for place in places], 0.0)
-        self._values = values.astype(mx.float32)
+        self._ids = _matrix([array("i", [token for token, _ in place.sampling.logit_bias]) for place in places])
+        self._values = _matrix([array("f", [bias for _, bias in place.sampling.logit_bias]) for place in places])
 
     def apply(self, logits: mx.array) -> mx.array:
         return _subtracted(logits, self._rows, self._ids, -self._values)
@@ -130,7 +142,7 @@ class _Repetition:
         windows = [place.history.last(size) for place, size in zip(places, sizes, strict=True)]
         width = max(map(len, windows))
         self._rows = _rows(places)
-        self._ids = mx.array([window[-1:] * (width - len(window)) + window for window in windows], dtype=mx.int32)
+        self._ids = _matrix([window[-1:] * (width - len(window)) + window for window in windows])
         self._shortest, self._longest = min(sizes), max(sizes)
         self._sizes = mx.array(sizes, dtype=mx.int32)[:, None]
         self._penalty = column([max(place.sampling.repetition_penalty, _LEAST_PENALTY) for place in places])
@@ -163,10 +175,10 @@ class _Counts:
     """How often each row's completion has each of its tokens: one entry a token, and entries that count nothing."""
 
     def __init__(self, places: Sequence[Place]) -> None:
-        counts = [place.history.counts() for place in places]
+        ids, numbers = zip(*(place.history.counts() for place in places), strict=True)
         self._rows = _rows(places)
-        self._ids = _matrix([list(count) for count in counts], 0)
-        self._numbers = _matrix([list(count.values()) for count in counts], 0).astype(mx.float32)
+        self._ids = _matrix(ids)
+        self._numbers = _matrix(numbers).astype(mx.float32)
         self._presence = column([place.sampling.presence_penalty for place in places])
         self._frequency = column([place.sampling.frequency_penalty for place in places])
 
@@ -197,7 +209,11 @@ def _rows(places: Sequence[Place]) -> mx.array:
     return mx.array([place.row for place in places], dtype=mx.int32)[:, None]
 
 
-def _matrix(rows: Sequence[list[Any]], padding: float) -> mx.array:
-    """At least one column, and rows filled up at their right."""
-    width = max(1, *map(len, rows))
-    return mx.array([[*row, *[padding] * (width - len(row))] for row in rows])
+def _matrix(rows: Sequence[array[Any]]) -> mx.array:
+    """Filled up with zeros at their right, all of one type."""
+    width = max(map(len, rows))
+    zero = array(rows[0].typecode, [0])
+    cells: Any = array(zero.typecode, b"".join([(row + zero * (width - len(row))).tobytes() for row in rows]))
+    # Without it an array of no integers would be one of floats.
+    dtype = mx.float32 if zero.typecode == "f" else mx.int32
+    return mx.array(cells, dtype=dtype).reshape(len(rows), width)
