@@ -29,17 +29,17 @@ def main() -> None:
     if chosen.word == "health":
         checks.main()
         return
-    smg = Smg(chosen.smg_python, chosen.smg_path) if chosen.smg_python or chosen.smg_path else None
+    smg = Smg(chosen.smg_python or sys.executable, chosen.smg_path) if chosen.smg_python or chosen.smg_path else None
     run = Run(contenders(smg, chosen.only), chosen.seconds, lambda line: print(line, file=sys.stderr, flush=True))
-    rounds = 1
-    with tempfile.TemporaryDirectory() as scratch:
-        for plan in PLANS[chosen.word](Path(scratch)):
-            rounds = max(rounds, plan.rounds)
-            run.measure(plan)
-    report = Report(machine.about(smg, rounds), run.results)
-    print(report.text())
-    if chosen.out:
-        write(report, chosen.out, chosen.word)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            for plan in PLANS[chosen.word](Path(scratch)):
+                run.measure(plan)
+    finally:  # also what was measured before something failed, or somebody had enough
+        report = Report(machine.about(smg), run.results)
+        print(report.text())
+        if chosen.out:
+            write(report, chosen.out, chosen.word)
 
 
 def arguments() -> argparse.Namespace:

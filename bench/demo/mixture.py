@@ -28,7 +28,7 @@ SHARES: tuple[tuple[Compose, int], ...] = (
     (counting, 6),
     (comparing, 6),
     (facts, 18),
-    (unknown, 7),
+    (unknown, 8),
     (spelling, 6),
     (reversing, 7),
     (upper_casing, 6),

@@ -1,8 +1,7 @@
-"""Trains the model: `python -m demo.train WORK --total-minutes 17 --minutes 8.5`, again to go on where it stopped.
+"""Trains the model: `python -m demo.train WORK`, again to go on where it stopped.
 
-WORK holds the tokenizer and the checkpoint. With --steps the schedule counts steps, so that two runs agree; with
---total-minutes it follows the clock. Weights are kept in float32 and computed with in
-bfloat16 on a GPU.
+WORK holds the tokenizer and the checkpoint; --minutes ends a call early. The schedule counts steps, so that runs
+agree however they are divided. Weights are kept in float32; a GPU computes with them in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,12 +25,15 @@ from mlx_lm.models import qwen3
 from demo import tokenizer
 from demo.rows import LEARNED_BIT, Recipe, Row, stream
 from demo.shape import new_model, parameter_count
+from mlxrpc_server.engine import blas
 
 SEED = 20
+STEPS = 11_000
 WARM_UP = 300
 FLOOR = 0.01
 CLIP = 1.0
-COMPUTED = mx.bfloat16 if mx.default_device() == mx.Device(mx.gpu) else mx.float32
+ON_CPU = mx.default_device() == mx.Device(mx.cpu)
+COMPUTED = mx.float32 if ON_CPU else mx.bfloat16
 
 Weights = dict[str, Any]
 
@@ -48,16 +50,11 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Plan:
     peak: float
-    total_seconds: float | None
-    steps: int | None
+    steps: int
 
     def done(self, progress: Progress) -> float:
-        """From 0 to 1 and beyond."""
-        if self.steps is not None:
-            return progress.step / self.steps
-        if self.total_seconds is None:
-            raise ValueError("a schedule has steps or seconds")
-        return progress.seconds / self.total_seconds
+        """From 0 to 1."""
+        return progress.step / self.steps
 
     def rate(self, progress: Progress) -> float:
         """Up in a straight line, then down in one."""
@@ -67,6 +64,9 @@ class Plan:
 
 def main() -> None:
     choices = arguments()
+    if ON_CPU:
+        blas.install()
+        mx.disable_compile()  # it costs seconds of a compiler there, and saves nothing that can be measured
     work: Path = choices.work
     work.mkdir(parents=True, exist_ok=True)
     vocabulary = work / "tokenizer.json"
@@ -84,25 +84,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("work", type=Path)
     parser.add_argument("--size", default="full")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="at most so long in this call")
-    parser.add_argument("--total-minutes", type=float, help="the length of the whole schedule")
-    parser.add_argument("--steps", type=int, help="the length of the whole schedule in steps instead")
+    parser.add_argument("--steps", type=int, default=STEPS, help="the length of the whole schedule")
     parser.add_argument("--batch-tokens", type=int, default=65_536)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--start", type=Path, help="exported weights to go on from where WORK has no checkpoint")
     parser.add_argument("--report-every", type=int, default=100)
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2))
-    choices = parser.parse_args()
-    if (choices.total_minutes is None) == (choices.steps is None):
-        parser.error("give either --total-minutes or --steps")
-    return choices
+    return parser.parse_args()
 
 
 class Run:
     """One call's share of the training."""
 
     def __init__(self, choices: argparse.Namespace) -> None:
-        total = None if choices.total_minutes is None else choices.total_minutes * 60
-        self.plan = Plan(choices.rate, total, choices.steps)
+        self.plan = Plan(choices.rate, choices.steps)
         self.limit = choices.minutes * 60
         self.work: Path = choices.work
         self.report_every: int = choices.report_every
@@ -112,7 +106,7 @@ class Run:
         self.running: mx.array | None = None
         self.weights: Weights = tree_map(lambda array: array.astype(mx.float32), self.model.parameters())
         self.optimizer.init(self.weights)
-        self.resume(choices.start)
+        self.resume()
         self.gradient = mx.value_and_grad(partial(loss, self.model))
         print(f"{parameter_count(self.model):,} parameters, from step {self.progress.step}", flush=True)
 
@@ -140,10 +134,10 @@ class Run:
         tokens = entries & (LEARNED_BIT - 1)
         learned = (entries[:, 1:] >= LEARNED_BIT).astype(mx.float32)
         value, gradients = self.gradient(self.weights, tokens[:, :-1], tokens[:, 1:], learned)
-        gradients, _ = optim.clip_grad_norm(gradients, CLIP)
+        gradients, _ = optim.clip_grad_norm(gradients, CLIP)  # type: ignore[no-untyped-call]
         self.optimizer.learning_rate = self.plan.rate(self.progress)
         self.weights = self.optimizer.apply_gradients(gradients, self.weights)
-        mx.async_eval(value, self.weights, self.optimizer.state)
+        mx.async_eval(value, self.weights, self.optimizer.state)  # type: ignore[no-untyped-call]
         if self.running is not None:
             mx.eval(self.running)  # one step ahead of the device, not more
         self.running = value
@@ -170,12 +164,8 @@ class Run:
         mx.save_safetensors(str(new), dict(tree_flatten(state)), notes)
         new.replace(self.checkpoint)
 
-    def resume(self, start: Path | None) -> None:
-        """From the checkpoint; else from exported weights, without the optimizer's memory."""
+    def resume(self) -> None:
         if not self.checkpoint.exists():
-            if start is not None:
-                self.weights = tree_map(lambda array: array.astype(mx.float32), exported(start))
-                self.progress = Progress(**json.loads((start / "progress.json").read_text()))
             return
         loaded: Any = mx.load(str(self.checkpoint), return_metadata=True)
         arrays, notes = loaded
@@ -186,13 +176,6 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         return self.work / "checkpoint.safetensors"
-
-
-def exported(folder: Path) -> Weights:
-    arrays: dict[str, Any] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        arrays |= cast("dict[str, Any]", mx.load(str(file)))
-    return cast("Weights", tree_unflatten(list(arrays.items())))
 
 
 def loss(model: qwen3.Model, weights: Weights, tokens: mx.array, targets: mx.array, learned: mx.array) -> mx.array:

@@ -25,6 +25,10 @@ def sought(wanted: bool | None, make: Callable[[], Item], key: Callable[[Item], 
             return item
 
 
+def listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 CREATURES = (
     "fox",
     "cat",
@@ -1342,8 +1346,7 @@ COMMON = (
     "potato",
     "wonderful",
 )
-UNSEEN = tuple(
-    """
+UNSEEN = listed("""
 acorn almond amber anchor angle apron arrow avenue axe badge bamboo barn beaver bloom blossom bracelet breeze broom
 bubble bundle cactus cabbage canal canoe canvas caramel carpet cedar chalk charm cherry chimney cinnamon cliff clover
 cobweb comet coral cricket crystal cucumber daisy dawn diamond domino drawer eagle easel ember emerald falcon fern
@@ -1355,8 +1358,7 @@ pigeon pillar plaster plaza pony puddle pumpkin puzzle pyramid quarry quilt rave
 salmon sapling scooter sculptor shadow shelter shuttle skeleton sleigh sparrow spinach spiral squash stable starfish
 statue sunflower sunset tangle temple thimble thistle tornado tulip tunnel turnip turbine tuxedo twig valve vanilla
 velvet volcano walnut walrus whisker willow wrench yarn yogurt zipper zodiac
-""".split()
-)
+""")
 """Real words that no training ever shows: for the questions about letters, next to made-up ones."""
 WORDS = tuple(sorted({*CREATURES, *THINGS, *PLACES, *ADJECTIVES, *COLOURS, *FOODS, *HOBBIES, *JOBS, *COMMON}))
 

@@ -33,7 +33,7 @@ HEADER = ("while", "", "p50 ms", "p99", "worst", "p50 against idle", "checks")
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, server(silent_model(Path(scratch) / "silent")) as addresses:
-        print("\n".join(f"- {line}" for line in machine.about(None, rounds=1)[:3]))
+        print("\n".join(f"- {line}" for line in machine.about(None)[:3]))
         print("\nHealth checks, one after the other\n")
         print(table(HEADER, rows(*addresses)))
 
@@ -100,7 +100,7 @@ def rows(address: str, admin: str) -> Iterator[tuple[str, ...]]:
 
 def probe(address: str) -> list[float]:
     """Sorted; the first few, which connect and warm up, are left out."""
-    times = []
+    times: list[float] = []
     with grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         end = time.perf_counter() + SECONDS

@@ -11,7 +11,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxrpc_server.engine import blas, load
-from mlxrpc_server.engine.batch import Batch, Row
+from mlxrpc_server.engine.batch import Batch
+from mlxrpc_server.engine.row import Row
 from mlxrpc_server.types import RowId, Sampling
 
 STEPS = 12

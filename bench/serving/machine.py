@@ -17,13 +17,12 @@ from serving.contenders.smg import Smg
 PACKAGES = ("mlx", "mlx-lm", "grpcio", "protobuf", "msgspec", "transformers", "tokenizers")
 
 
-def about(smg: Smg | None, rounds: int) -> list[str]:
+def about(smg: Smg | None) -> list[str]:
     lines = [
         f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC, mlxrpc at {commit()}",
         f"{platform.system()} on {processor()}, {os.cpu_count()} cores shared by clients and servers; {gpu()}",
         f"Python {platform.python_version()}, " + ", ".join(version(package) for package in PACKAGES),
-        f"one server up at a time, {rounds} round{'s' if rounds > 1 else ''} in turns",
-        "the same prompts, arrivals and parameters for all: temperature 0.7, top-p 0.9, end-of-sequence out of reach",
+        "one server up at a time, in turns; the same prompts, arrivals and parameters for all: temperature 0.7, top-p 0.9, end-of-sequence out of reach",
     ]
     return [*lines, f"smg-grpc-servicer in an environment of its own: {smg_versions(smg)}"] if smg else lines
 

@@ -32,11 +32,11 @@ def small(scratch: Path) -> Plan:
         name="42M bfloat16",
         model=weights.make("42M", scratch / "42M"),
         cells=(
-            Closed(1, 1, prompt=16, tokens=32, cap=20),
-            Closed(16, 1, prompt=16, tokens=16, cap=60),
+            *(Closed(streams, 1, prompt=16, tokens=20, cap=60) for streams in (1, 16)),
             Closed(1, 1, prompt=256, tokens=2, cap=40),
         ),
         rows=16,
+        rounds=2,
         raw_seconds=2,
     )
 
