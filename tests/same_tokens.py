@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_lm.utils import load_model
 
 from mlxrpc_server.engine.load import TOLERANCE
+from mlxrpc_server.engine.penalties import History
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
 from tests import noise_model
@@ -47,14 +48,15 @@ class Judge:
         place = _first_difference(expected, actual)
         if place is None:
             raise AssertionError(f"the same tokens, but {len(expected)} of them against {len(actual)}")
-        tie = self._near_tie([*prompt, *expected[:place]], sampling, place, (expected[place], actual[place]))
+        history = History(prompt, expected[:place])
+        tie = self._near_tie(history, sampling, place, (expected[place], actual[place]))
         self.near_ties.append(tie)
         print(f"near-tie {len(self.near_ties)}: {tie}")  # noqa: T201
 
-    def _near_tie(self, context: list[int], sampling: Sampling, place: int, tokens: tuple[int, int]) -> NearTie:
-        logits = self.model(mx.array([context]))[:, -1]
+    def _near_tie(self, history: History, sampling: Sampling, place: int, tokens: tuple[int, int]) -> NearTie:
+        logits = self.model(mx.array([[*history.prompt, *history.produced]]))[:, -1]
         tolerance = TOLERANCE[logits.dtype] * float(mx.abs(logits).max()) / (sampling.temperature or 1.0)
-        shortfalls = tuple(_shortfall(logits, sampling, len(context), token) for token in tokens)
+        shortfalls = tuple(_shortfall(logits, sampling, history, token) for token in tokens)
         if max(shortfalls) > tolerance:
             raise AssertionError(
                 f"token {place} is {tokens[1]} instead of {tokens[0]}, and that is no near-tie:"
@@ -87,13 +89,14 @@ def _first_difference(expected: Sequence[int], actual: Sequence[int]) -> int | N
     return next((place for place, (one, other) in pairs if one != other), None)
 
 
-def _shortfall(logits: mx.array, sampling: Sampling, position: int, token: int) -> float:
+def _shortfall(logits: mx.array, sampling: Sampling, history: History, token: int) -> float:
     """How far the token scores below the best, with the filters as they are or moved by an edge, whichever is kindest."""
-    return min(_below_best(logits, variant, position, token) for variant in _variants(sampling))
+    return min(_below_best(logits, variant, history, token) for variant in _variants(sampling))
 
 
-def _below_best(logits: mx.array, sampling: Sampling, position: int, token: int) -> float:
-    scores = Draws([sampling]).scores(logits, mx.array([position], dtype=mx.uint32))[0]
+def _below_best(logits: mx.array, sampling: Sampling, history: History, token: int) -> float:
+    position = len(history.prompt) + len(history.produced)
+    scores = Draws([sampling], [history]).scores(logits, mx.array([position], dtype=mx.uint32))[0]
     return float(scores.max() - scores[token])
 
 
