@@ -56,6 +56,13 @@ def test_generate_prints_the_text_and_nothing_else(command: Mlxrpc, fake: FakeIn
     assert (sent.sampling.seed, list(sent.stop.sequences)) == (3, ["a", "b"])
 
 
+def test_generate_sends_penalties_and_biases(command: Mlxrpc, fake: FakeInference) -> None:
+    command("generate", "Hi", "--repetition-context-size", "0", "--logit-bias", "5=-100", "--logit-bias", "7=1.5")
+    sampling = fake.requests[0].sampling
+    assert (sampling.HasField("repetition_context_size"), dict(sampling.logit_bias)) == (True, {5: -100.0, 7: 1.5})
+    assert "not ID=X" in command("generate", "Hi", "--logit-bias", "5").stderr
+
+
 def test_generate_reads_the_prompt_from_a_pipe(command: Mlxrpc, fake: FakeInference) -> None:
     assert command("generate", stdin="안녕\n").stdout == WHOLE
     assert command("generate", "--raw", "-", stdin="Once\n").stdout == WHOLE
