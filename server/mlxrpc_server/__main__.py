@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import sys
@@ -30,10 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: Config) -> int:
+    from mlxrpc_server import loop
     from mlxrpc_server.serve import CannotListen, serve
 
     try:
-        asyncio.run(serve(config, announce))
+        loop.run(serve(config, announce))
     except CannotListen as error:
         print(f"mlxrpc serve: {error}", file=sys.stderr)
         return 2

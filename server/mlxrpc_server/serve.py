@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mlxrpc.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from mlxrpc_server import demo
+from mlxrpc_server import demo, loop
 from mlxrpc_server.admin import ModelAdminService
 from mlxrpc_server.calls import Calls
 from mlxrpc_server.catalog import Catalog, Entry, ModelConfig
@@ -182,6 +182,7 @@ class Server:
         async with asyncio.TaskGroup() as group:
             for name in self._config.preload:
                 group.create_task(self._preloaded(self._service.catalog.find(name)), name=f"preload {name}")
+        loop.settle()
 
     async def _preloaded(self, entry: Entry) -> None:
         """Tries until it is loaded: not ready, the server gets no request that could try again."""
