@@ -24,11 +24,12 @@ class Prompts:
 
     def ask(self, tokens: int, max_tokens: int, seed: int, sampling: Sampling) -> Ask:
         """No two seeds begin alike, so that no server's prefix cache helps it."""
-        draw = random.Random(seed)
+        draw, count = random.Random(seed), tokens // 4 + 1
         for _ in range(TRIES):
-            ids = self._ids(words(draw, tokens))[:tokens]
-            text = self.tokenizer.decode(ids)
-            if len(ids) == tokens and self._ids(text) == ids:
+            ids = self._ids(words(draw, count))[:tokens]
+            if len(ids) < tokens:
+                count *= 2
+            elif self._ids(text := self.tokenizer.decode(ids)) == ids:
                 return Ask(text, tuple(ids), max_tokens, sampling)
         raise ValueError(f"no text of exactly {tokens} tokens was found in {TRIES} tries")
 
@@ -37,5 +38,5 @@ class Prompts:
 
 
 def words(draw: random.Random, count: int) -> str:
-    """Made-up ones, of a token each at least."""
+    """Made-up ones."""
     return " ".join("".join(draw.choices(LETTERS, k=draw.randint(2, 9))) for _ in range(count))
