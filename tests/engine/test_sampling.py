@@ -161,6 +161,29 @@ def test_top_p_keeps_what_mlx_lm_keeps(seed: int, top_p: float) -> None:
     assert kept(sampling(top_p=top_p), scored) == finite(expected)
 
 
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    width=st.integers(257, 3000),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 20.0]),
+    top_p=st.floats(0.01, 0.999),
+    top_k=st.sampled_from([0, 300]),
+)
+def test_top_p_finds_its_edge_in_large_vocabularies_too(
+    seed: int, width: int, spread: float, top_p: float, top_k: int
+) -> None:
+    """Kept is the smallest set of the likeliest that has the mass, ties with its last member included."""
+    scored = logits(1, seed, width) * spread
+    masses = np.array(mx.softmax(scored[0])).astype(np.float64)
+    left = kept(sampling(top_p=top_p, top_k=top_k), scored)
+    if top_k and len(left) == min(top_k, width):
+        return
+    least = min(masses[token] for token in left)
+    assert left == set(np.flatnonzero(masses >= least).tolist())
+    assert masses[masses >= least].sum() > top_p - 1e-4
+    assert masses[masses > least].sum() < top_p + 1e-4
+
+
 @given(seed=st.integers(0, 10_000), min_p=st.floats(0.001, 1.0))
 def test_min_p_keeps_what_mlx_lm_keeps(seed: int, min_p: float) -> None:
     scored = logits(1, seed)
