@@ -16,9 +16,12 @@ from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
 from tests.engine import simt
 
-pytestmark = pytest.mark.skipif(not simt.AT_HAND, reason="no g++ to build the kernels with")
+pytestmark = pytest.mark.skipif(simt.COMPILER is None, reason="no g++ to build the kernels with")
 
 PAGE = 32
+
+Token = tuple[mx.array, mx.array, mx.array]
+"""Each row's new query, key and value."""
 
 
 def sampling(temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int = 0) -> Sampling:
@@ -129,66 +132,56 @@ class Memory:
     def __init__(self, shape: Shape, lengths: list[int]) -> None:
         self.shape, self.lengths = shape, lengths
         most = max(lengths) // PAGE + 1
-        page_bytes = shape.kv_heads * PAGE * shape.size * shape.dtype.size
+        self.page_bytes = shape.kv_heads * PAGE * shape.size * shape.dtype.size
         count = len(lengths) * most
-        self.bytes = np.full(
-            2 * count * page_bytes + 16, 0xFF, dtype=np.uint8
-        )  # whatever is read by mistake is no number
-        first = -(-self.bytes.ctypes.data // 16) * 16
-        order = np.random.default_rng(1).permutation(count).astype(np.uint64).reshape(len(lengths), most)
-        self.table = order * np.uint64(page_bytes) + np.uint64(first)
-        self.behind = count * page_bytes
+        # Whatever is read by mistake is no number.
+        self.bytes = np.full(2 * count * self.page_bytes + 16, 0xFF, dtype=np.uint8)
+        self.first = -(-self.bytes.ctypes.data // 16) * 16
+        self.order = np.random.default_rng(1).permutation(count).reshape(len(lengths), most)
+        self.behind = count * self.page_bytes
         random = mx.random.split(mx.random.key(sum(lengths)), 2)
         self.keys, self.values = (
             mx.random.normal((len(lengths), shape.kv_heads, max(*lengths, 1), shape.size), key=key).astype(shape.dtype)
             for key in random
         )
 
-    def place(self, window: int = 0) -> np.ndarray[Any, Any]:
-        scale = int(np.float32(self.shape.scale).view(np.int32))
-        return np.array([0, self.behind, window, scale], dtype=np.int64)
+    @property
+    def scale_bits(self) -> int:
+        return int(np.float32(self.shape.scale).view(np.int32))
+
+    @property
+    def held(self) -> np.ndarray[Any, Any]:
+        return np.array(self.lengths, dtype=np.int32)
 
     def write(self) -> None:
-        simt.call(
-            f"write_{self.shape.name}",
-            simt.memory(self.keys),
-            simt.memory(self.values),
-            len(self.lengths),
-            self.keys.shape[2],
-            self.table,
-            self.table.shape[1],
-            np.array(self.lengths, dtype=np.int32),
-            self.place(),
-        )
+        table, place = self.order.astype(np.uint64) * self.page_bytes + self.first, np.array([0, self.behind, 0, 0])
+        keys, values, (rows, _, columns, _) = simt.memory(self.keys), simt.memory(self.values), self.keys.shape
+        simt.call(f"write_{self.shape.name}", keys, values, rows, columns, table, table.shape[1], self.held, place)
 
-    def attend(self, token: tuple[mx.array, mx.array, mx.array], chunk: int, window: int = 0) -> mx.array:
+    def attend(self, token: Token, chunk: int, window: int = 0) -> mx.array:
         """Of each row's new query, with its new key and value, in parts of so many tokens."""
-        shape, rows = self.shape, len(self.lengths)
-        work = [chunk]
-        for row, length in enumerate(self.lengths):
-            for part in range((length + 40) // chunk + 1):  # some more than there are, as in a plan that is to last
-                work += [row, part]
-        items = len(work) // 2
-        out = np.zeros_like(simt.memory(token[0]))
-        counters = np.zeros(rows * shape.kv_heads, dtype=np.uint32)
-        partials = np.full(items * shape.kv_heads * shape.group * (shape.size + 2), np.nan, dtype=np.float32)
-        simt.call(
-            f"attend_{shape.name}",
-            *map(simt.memory, token),
-            self.table,
-            self.table.shape[1],
-            np.array(self.lengths, dtype=np.int32),
-            np.array(work, dtype=np.int32),
-            self.place(window),
-            counters,
-            out,
-            partials,
-            items,
-        )
+        shape, work = self.shape, self.work(chunk)
+        table = self.order.astype(np.uint64) * self.page_bytes + self.first
+        place = np.array([0, self.behind, window, self.scale_bits])
+        counters = np.zeros(len(self.lengths) * shape.kv_heads, dtype=np.uint32)
+        out, partials = self.outputs(token, work)
+        q, k, v = map(simt.memory, token)
+        where = (table, table.shape[1], self.held, work, place, counters)
+        simt.call(f"attend_{shape.name}", q, k, v, *where, out, partials, len(work) // 2)
         assert not counters.any()
         return simt.numbers(out, shape.dtype)
 
-    def expected(self, token: tuple[mx.array, mx.array, mx.array], window: int = 0) -> mx.array:
+    def work(self, chunk: int) -> np.ndarray[Any, Any]:
+        """With some more parts than there are, as in a plan that is to last."""
+        parts = [(row, part) for row, length in enumerate(self.lengths) for part in range((length + 40) // chunk + 1)]
+        return np.array([chunk, *(number for part in parts for number in part)], dtype=np.int32)
+
+    def outputs(self, token: Token, work: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        shape = self.shape
+        partials = np.full(len(work) // 2 * shape.kv_heads * shape.group * (shape.size + 2), np.nan, dtype=np.float32)
+        return np.zeros_like(simt.memory(token[0])), partials
+
+    def expected(self, token: Token, window: int = 0) -> mx.array:
         queries, key, value = token
         rows = []
         for row, length in enumerate(self.lengths):
@@ -201,7 +194,32 @@ class Memory:
         return mx.concatenate(rows)
 
 
-def token_of(shape: Shape, rows: int, seed: int) -> tuple[mx.array, mx.array, mx.array]:
+class MetalMemory(Memory):
+    """The same by the Metal twin, whose keys and values are two arrays."""
+
+    @property
+    def pages(self) -> tuple[simt.Address, simt.Address]:
+        return simt.Address(self.first), simt.Address(self.first + self.behind)
+
+    def place(self, window: int) -> np.ndarray[Any, Any]:
+        return np.array([window, self.scale_bits, self.order.shape[1]], dtype=np.int32)
+
+    def write(self) -> None:
+        keys, values, (rows, _, columns, _) = simt.memory(self.keys), simt.memory(self.values), self.keys.shape
+        where = (*self.pages, self.order.astype(np.int32), self.held, self.place(0))
+        simt.call(f"metal_write_{self.shape.name}", keys, values, rows, columns, *where)
+
+    def attend(self, token: Token, chunk: int, window: int = 0) -> mx.array:
+        work = self.work(chunk)
+        out, partials = self.outputs(token, work)
+        split = len(work) // 2 > len(self.lengths)
+        q, k, v = map(simt.memory, token)
+        where = (*self.pages, self.order.astype(np.int32), self.held, work, self.place(window))
+        simt.call(f"metal_attend_{self.shape.name}", q, k, v, *where, out, partials, len(work) // 2, split)
+        return simt.numbers(out, self.shape.dtype)
+
+
+def token_of(shape: Shape, rows: int, seed: int) -> Token:
     heads = (shape.kv_heads * shape.group, shape.kv_heads, shape.kv_heads)
     keys = mx.random.split(mx.random.key(seed), 3)
     queries, key, value = (
@@ -215,24 +233,31 @@ def differ(actual: mx.array, expected: mx.array) -> float:
     return float(mx.abs(actual.astype(mx.float32) - expected).max())
 
 
-@settings(max_examples=25, deadline=None)
+KINDS = pytest.mark.parametrize("kind", [Memory, MetalMemory], ids=["cuda", "metal"])
+
+
+@KINDS
+@settings(max_examples=20, deadline=None)
 @given(
     shape=st.sampled_from(SHAPES),
     lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4),
     chunk=st.sampled_from([64, 128, 1024]),
     window=st.sampled_from([0, 0, 1, 5, 70]),
 )
-def test_attention_over_pages_is_attention(shape: Shape, lengths: list[int], chunk: int, window: int) -> None:
-    memory = Memory(shape, lengths)
+def test_attention_over_pages_is_attention(
+    kind: type[Memory], shape: Shape, lengths: list[int], chunk: int, window: int
+) -> None:
+    memory = kind(shape, lengths)
     memory.write()
     token = token_of(shape, len(lengths), seed=len(lengths))
     tolerance = 2e-5 if shape.dtype == mx.float32 else 2e-2
     assert differ(memory.attend(token, chunk, window), memory.expected(token, window)) < tolerance
 
 
-def test_the_new_token_is_in_its_page_afterwards() -> None:
+@KINDS
+def test_the_new_token_is_in_its_page_afterwards(kind: type[Memory]) -> None:
     shape, lengths = SHAPES[0], [62, 31, 0]
-    memory = Memory(shape, lengths)
+    memory = kind(shape, lengths)
     memory.write()
     _, key, value = token = token_of(shape, 3, seed=4)
     memory.attend(token, chunk=64)

@@ -7,6 +7,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,15 @@ import numpy as np
 from mlxrpc_server.engine import kernels
 
 HERE = Path(__file__).parent
-AT_HAND = shutil.which("g++") is not None
+COMPILER = shutil.which("g++")
 DTYPES = {mx.float32: "f32", mx.bfloat16: "bf16"}
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
     built = Path(tempfile.mkdtemp()) / "kernels.so"
-    command = [
-        "g++",
-        "-std=c++17",
-        "-O1",
-        "-fno-strict-aliasing",
-        "-shared",
-        "-fPIC",
-        f"-I{kernels.FOLDER}",
-        "-o",
-        str(built),
-    ]
-    subprocess.run([*command, str(HERE / "kernels.cpp")], check=True)
+    flags = ["-std=c++17", "-O1", "-fno-strict-aliasing", "-shared", "-fPIC", f"-I{kernels.FOLDER}"]
+    subprocess.run([COMPILER or "g++", *flags, *map(str, HERE.glob("*.cpp")), "-o", str(built)], check=True)
     return ctypes.CDLL(str(built))
 
 
@@ -48,7 +39,24 @@ def numbers(array: np.ndarray[Any, Any], dtype: mx.Dtype) -> mx.array:
     return mx.array(array).view(mx.bfloat16) if dtype == mx.bfloat16 else mx.array(array)
 
 
-def call(name: str, *arguments: np.ndarray[Any, Any] | int) -> None:
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Memory that the caller keeps."""
+
+    first: int
+
+
+def call(name: str, *arguments: np.ndarray[Any, Any] | Address | int) -> None:
     function = getattr(library(), name)
     function.restype = None
-    function(*[ctypes.c_int(one) if isinstance(one, int) else ctypes.c_void_p(one.ctypes.data) for one in arguments])
+    function(*map(_argument, arguments))
+
+
+def _argument(value: np.ndarray[Any, Any] | Address | int) -> ctypes.c_int | ctypes.c_void_p:
+    match value:
+        case Address(first):
+            return ctypes.c_void_p(first)
+        case int():
+            return ctypes.c_int(value)
+        case _:
+            return ctypes.c_void_p(value.ctypes.data)

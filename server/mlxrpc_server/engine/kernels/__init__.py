@@ -13,13 +13,19 @@ FOLDER = Path(__file__).parent
 
 
 def cuda_kernel(name: str, inputs: Sequence[str], outputs: Sequence[str], call: str) -> Any:
-    """The function `name` of the file of that name, called as `call` says.
+    """What `name.cu` has, called as `call` says."""
+    return _kernel(mx.fast.cuda_kernel, f"{name}.cu", inputs, outputs, call)
 
-    MLX keeps compiled kernels on disk by their names alone, so the name carries the text's checksum.
-    """
-    text = (FOLDER / f"{name}.cu").read_text()
-    return mx.fast.cuda_kernel(
-        name=f"mlxrpc_{name}_{zlib.crc32((text + call).encode()):08x}",
+
+def metal_kernel(name: str, inputs: Sequence[str], outputs: Sequence[str], call: str) -> Any:
+    return _kernel(mx.fast.metal_kernel, f"{name}.metal", inputs, outputs, call)
+
+
+def _kernel(made: Any, file: str, inputs: Sequence[str], outputs: Sequence[str], call: str) -> Any:
+    """MLX keeps compiled kernels on disk by their names alone, so the name carries the text's checksum."""
+    text = (FOLDER / file).read_text()
+    return made(
+        name=f"mlxrpc_{Path(file).stem}_{zlib.crc32((text + call).encode()):08x}",
         input_names=list(inputs),
         output_names=list(outputs),
         header=text,

@@ -1,7 +1,7 @@
 // The next token of every row, in one launch: a block takes one row.
 //
-// The same filters, order and noise as in engine/sampling.py: top_p, min_p, top_k over log-probabilities, then temperature
-// and Gumbel noise from a hash. Nothing is sorted: a filter's edge is searched in histograms, with the masses as integers,
+// The same filters, order and noise as in engine/sampling.py: top_p, min_p, top_k, then temperature and Gumbel noise
+// from a hash. Nothing is sorted: a filter's edge is searched in histograms, with the masses as integers,
 // so that no order of additions shows. A token is known by its distance below the row's likeliest, as the float's bits.
 
 namespace mlxrpc {
@@ -221,6 +221,10 @@ __device__ void draw(const T* all_logits, int width, const uint32_t* positions, 
   each(row.logits, width, [&](int, float logit) {
     const float above = logit - most;
     if (logit == NOTHING) return;
+    if (top_p >= 1.f) {
+      most = fmaxf(most, logit);
+      return;
+    }
     const float ratio = __expf(-fabsf(above));
     sum = above > 0.f ? sum * ratio + 1.f : sum + ratio;
     most = fmaxf(most, logit);
@@ -242,20 +246,20 @@ __device__ void draw(const T* all_logits, int width, const uint32_t* positions, 
       }).key;
   }
 
-  const float all = row.most + logf(row.sum), least = (row.most - all) + logf(min_p), inverse = 1.f / temperature;
+  const float least = logf(min_p), inverse = 1.f / temperature;
   const uint32_t low = settings[4 * at + 1], high = settings[4 * at + 2];
   const uint32_t first = row_key(low, high, positions[at], 0x9E3779B9u);
   const uint32_t second = row_key(low, high, positions[at], 0xC2B2AE35u);
   best = {NOTHING, 0};
   each(row.logits, width, [&](int id, float logit) {
-    const float logprob = logit - all;
+    const float below = logit - row.most;
     const uint32_t key = row.key(logit);
-    if (key > nucleus || !(logprob >= least) || key > last_key) return;
+    if (key > nucleus || !(below >= least) || key > last_key) return;
     if (key == last_key && static_cast<uint32_t>(id) > last_id) return;
     const uint32_t bits = mixed(mixed(first ^ (static_cast<uint32_t>(id) * 0x85EBCA6Bu)) + second);
-    const float about = logprob * inverse;
+    const float about = below * inverse;
     if (about + noise_at_most(bits) + 1e-4f * (1.f + fabsf(about)) < best.score) return;
-    best.take(logprob / temperature + noise(bits), id);
+    best.take(below / temperature + noise(bits), id);
   });
   best = best_of_block(best);
   if (threadIdx.x == 0) tokens[at] = best.id;
