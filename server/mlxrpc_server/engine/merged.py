@@ -71,7 +71,7 @@ class Merged:
     def arrange(self) -> Sequence[RowId]:
         self._drop_gone()
         if len(self._rows) + len(self._apart) > 1:
-            # Models differ in what a state is before the first token, so what has seen none is not merged.
+            # What has seen no token is not merged yet: mlx-lm would mask such states in every step from then on.
             self._merge([row for row, apart in self._apart.items() if apart.fed])
         return [*self._rows, *self._apart]
 
@@ -115,8 +115,9 @@ class Merged:
         never read, and each step would hang another sum on them."""
         logits: mx.array = self._model(tokens[:, None], cache=cache)[:, -1]
         state: Any = tree_flatten([layer.state for layer in cache])
-        (depending,) = mx.depends([logits], [value for _, value in state if isinstance(value, mx.array)])
-        return depending
+        arrays = [value for _, value in state if isinstance(value, mx.array)]
+        depending: list[mx.array] = mx.depends([logits], arrays)
+        return depending[0]
 
 
 @dataclass(slots=True)
