@@ -13,7 +13,8 @@ from mlx_lm.models import qwen3
 
 from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kernels.plain import PlainStore
-from mlxrpc_server.engine.paged import Form, Paged, Plan, Store, form_of
+from mlxrpc_server.engine.kernels.stores import agrees
+from mlxrpc_server.engine.paged import Form, Paged, Plan, Store, form_of, planned
 from mlxrpc_server.engine.pages import AHEAD, SIZE
 from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.types import RowId
@@ -45,14 +46,14 @@ def model_with_heads_of(size: int) -> Any:
 
 
 MODEL = model_with_heads_of(64)
-FORM = Form(layers=2, kv_heads=2, head_size=64, dtype=mx.float32)
+FORM = Form(layers=2, kv_heads=2, head_size=64, queries=2, dtype=mx.float32)
 
 
 class Rows:
     """Pages and, beside them, what each of their rows holds."""
 
     def __init__(self, store: Any = PlainStore, room: Room = UNBOUNDED) -> None:
-        self.kv = Paged(MODEL, FORM, store(FORM, SLAB), SLAB, room)
+        self.kv = Paged(MODEL, FORM, store(FORM, SLAB), room)
         self.held: dict[RowId, list[int]] = {}
         self._joined = 0
 
@@ -200,8 +201,7 @@ def test_a_window_shows_the_last_tokens_alone(store: Any, window: int) -> None:
     )
     table = kv.table([[2, 0]])
     kv.write(0, keys, values, table, [50])
-    work = mx.array([128, 0, 0], dtype=mx.int32)
-    plan = Plan(table, mx.array([50], dtype=mx.int32), [50], work, parts=1, split=False, steps=14)
+    plan = planned(table, [50], steps=14, part=128)
     attended = kv.attend(0, (token[0], token[1], token[2]), plan, 0.125, window)
     held = (
         mx.concatenate([one, new], axis=2)[:, :, -window:] for one, new in zip((keys, values), token[1:], strict=True)
@@ -220,6 +220,29 @@ def test_models_whose_caches_are_not_plain_have_no_form() -> None:
 def test_a_model_of_plain_caches_and_a_head_size_of_ours_has_a_form() -> None:
     for size, form in ((64, FORM), (8, None)):
         model = model_with_heads_of(size)
-        cache = Paged(model, FORM, PlainStore(FORM, SLAB), SLAB).open()
+        cache = Paged(model, FORM, PlainStore(FORM, SLAB)).open()
         model(mx.array([[0]]), cache=cache)
         assert form_of(model, cache) == form
+
+
+def test_a_store_that_attends_like_plain_operations_is_told_from_one_that_does_not() -> None:
+    assert agrees(PlainStore, FORM)
+    assert not agrees(Forgetful, FORM)
+    assert not agrees(Broken, FORM)
+
+
+class Forgetful(PlainStore):
+    """Does not see a row's last token."""
+
+    def attend(
+        self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int
+    ) -> mx.array:
+        queries, keys, values = token
+        return super().attend(layer, (queries, keys, mx.zeros_like(values)), plan, scale, window)
+
+
+class Broken(PlainStore):
+    def attend(
+        self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int
+    ) -> mx.array:
+        raise RuntimeError("the kernel cannot be launched")

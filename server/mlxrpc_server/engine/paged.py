@@ -22,9 +22,6 @@ HEAD_SIZES = frozenset({64, 80, 96, 128, 256})
 MOST_QUERIES = 32
 """That share one head of keys."""
 
-SLAB_BYTES = 256 << 20
-"""Memory is taken in slabs of about this."""
-
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -33,6 +30,8 @@ class Form:
     layers: int
     kv_heads: int
     head_size: int
+    queries: int
+    """To one head of keys."""
     dtype: mx.Dtype
 
     @property
@@ -71,6 +70,9 @@ class Plan:
 class Store(Protocol):
     """Numbered pages of all layers."""
 
+    slab: int
+    """Memory is taken in slabs of so many pages."""
+
     def hold(self, slabs: int) -> None:
         """From now on there are so many slabs of pages; pages in those that stay keep what they hold."""
 
@@ -93,12 +95,12 @@ class Paged:
     joint = True
     ahead = True
 
-    def __init__(self, model: Any, form: Form, store: Store, slab: int, room: Room = UNBOUNDED) -> None:
+    def __init__(self, model: Any, form: Form, store: Store, room: Room = UNBOUNDED) -> None:
         attention.route(model)
         self._model = model
         self._form = form
         self._store = store
-        self._slab = slab
+        self._slab = store.slab
         self._room = room
         self._pages = Pages()
         self._slabs = 0
@@ -177,17 +179,8 @@ class Paged:
         self._order = list(self._lengths)
         begun = list(self._lengths.values())
         steps = min((len(self._pages.of(row)) * SIZE - length for row, length in self._lengths.items()), default=0)
-        tokens = part_tokens(begun, self._form.kv_heads)
-        parts = [(row, part) for row, length in enumerate(begun) for part in range((length + steps) // tokens + 1)]
-        return Plan(
-            table=self._store.table([self._pages.of(row) for row in self._order]),
-            lengths=mx.array(begun, dtype=mx.int32),
-            begun=begun,
-            work=mx.array([tokens, *(number for part in parts for number in part)], dtype=mx.int32),
-            parts=len(parts),
-            split=len(parts) > len(begun),
-            steps=steps,
-        )
+        table = self._store.table([self._pages.of(row) for row in self._order])
+        return planned(table, begun, steps, part_tokens(begun, self._form.kv_heads))
 
     def _hold(self) -> None:
         """Takes some slabs more than are needed where there is room, and gives back what is far too much."""
@@ -200,6 +193,20 @@ class Paged:
         if held != self._slabs:
             self._store.hold(held)
             self._slabs = held
+
+
+def planned(table: Any, lengths: Sequence[int], steps: int, part: int) -> Plan:
+    """For rows of these lengths in these pages, cut into parts of so many tokens."""
+    parts = [(row, number) for row, length in enumerate(lengths) for number in range((length + steps) // part + 1)]
+    return Plan(
+        table=table,
+        lengths=mx.array(list(lengths), dtype=mx.int32),
+        begun=list(lengths),
+        work=mx.array([part, *(number for one in parts for number in one)], dtype=mx.int32),
+        parts=len(parts),
+        split=len(parts) > len(lengths),
+        steps=steps,
+    )
 
 
 class _Layer:
@@ -255,30 +262,31 @@ def form_of(model: Any, sample: Sequence[Any]) -> Form | None:
     if len(shapes) != 1:
         return None
     ((kv_heads, head_size, dtype),) = shapes
-    form = Form(len(sample), kv_heads, head_size, dtype)
-    return form if head_size in HEAD_SIZES and _asks(model, form) else None
+    queries = _queries(model, len(sample), head_size) // kv_heads
+    suits = head_size in HEAD_SIZES and 1 <= queries <= MOST_QUERIES
+    return Form(len(sample), kv_heads, head_size, queries, dtype) if suits else None
 
 
-def _asks(model: Any, form: Form) -> bool:
-    """Whether every layer attends as a kernel of ours can: shown by a step that nobody evaluates."""
+def _queries(model: Any, layers: int, head_size: int) -> int:
+    """Heads of each layer, or 0 where it does not attend as a kernel of ours can: shown by a step that nobody evaluates."""
     attention.route(model)
-    asked = [_Asked(form) for _ in range(form.layers)]
+    asked = [_Asked(head_size) for _ in range(layers)]
     try:
         model(mx.array([[0]]), cache=asked)
     except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError):
         # What a model's own code raises on a cache that it does not expect.
-        return False
-    return all(1 <= layer.queries <= MOST_QUERIES for layer in asked)
+        return 0
+    heads = {layer.heads for layer in asked}
+    return heads.pop() if len(heads) == 1 else 0
 
 
 class _Asked:
     """A layer's cache that holds nothing, and what was asked of it."""
 
-    def __init__(self, form: Form) -> None:
-        self._form = form
+    def __init__(self, head_size: int) -> None:
+        self._head_size = head_size
         self.offset = mx.array([0])
-        self.queries = 0
-        """To one head of keys."""
+        self.heads = 0
 
     def make_mask(self, _tokens: int, return_array: bool = False, window_size: int | None = None) -> Window | None:
         return _stand_in(return_array=return_array, window=window_size)
@@ -287,13 +295,7 @@ class _Asked:
         return self, values
 
     def attend(self, queries: mx.array, _scale: float, _mask: Any) -> mx.array:
-        heads = self._form.kv_heads
-        if queries.shape[3] != self._form.head_size or queries.shape[1] % heads or self.queries:
-            raise ValueError("its queries are not for these keys, or there are two of them")
-        self.queries = queries.shape[1] // heads
+        if queries.shape[3] != self._head_size or self.heads:
+            raise ValueError("its queries are not for these keys, or it asks twice")
+        self.heads = queries.shape[1]
         return queries
-
-
-def slab_pages(form: Form, room: Room) -> int:
-    """Pages of a slab: a small part of the room, so that little is held that nobody uses."""
-    return max(1, min(SLAB_BYTES, room.bytes // 16) // form.page_bytes)

@@ -28,7 +28,7 @@ class CudaStore:
 
     def __init__(self, form: Form, slab: int) -> None:
         self._form = form
-        self._slab = slab
+        self.slab = slab
         self._slabs: list[mx.array] = []
         self._bases: list[int] = []
         self._addresses: list[int] = []
@@ -49,14 +49,14 @@ class CudaStore:
         mx.eval(more)
         self._slabs = self._slabs[:slabs] + [slab for slab, _ in more]
         self._bases = self._bases[:slabs] + [int(address.item()) for _, address in more]
-        self._addresses = [base + page * self._layer_page_bytes for base in self._bases for page in range(self._slab)]
+        self._addresses = [base + page * self._layer_page_bytes for base in self._bases for page in range(self.slab)]
         if not more:
             mx.clear_cache()  # for other models' workers
 
     def _new(self) -> tuple[mx.array, mx.array]:
         """A slab as it comes, and its address. [layers, keys and values, pages, heads, tokens, size]"""
         form = self._form
-        shape = (2 * form.layers, self._slab * form.kv_heads * SIZE * form.head_size)
+        shape = (2 * form.layers, self.slab * form.kv_heads * SIZE * form.head_size)
         slab, address = _address()(
             inputs=[mx.array(0)],
             grid=(1, 1, 1),
@@ -78,7 +78,7 @@ class CudaStore:
         """Where this layer's keys and values lie behind a page's address, and how it attends."""
         known = self._places.get((layer, scale, window))
         if known is None:
-            layer_bytes = self._slab * self._layer_page_bytes
+            layer_bytes = self.slab * self._layer_page_bytes
             bits = struct.unpack("<i", struct.pack("<f", scale))[0]
             known = mx.array([2 * layer * layer_bytes, (2 * layer + 1) * layer_bytes, window, bits], dtype=mx.int64)
             self._places[layer, scale, window] = known
@@ -109,8 +109,7 @@ class CudaStore:
         form = self._form
         queries, keys, values = token
         rows, heads = queries.shape[:2]
-        group = heads // form.kv_heads
-        threads = 32 * _warps(group)
+        threads = 32 * _warps(form.queries)
         partials = plan.parts * heads * (form.head_size + 2) if plan.split else 1
         attended, _ = _attend()(
             inputs=[
@@ -128,7 +127,7 @@ class CudaStore:
                 ("T", form.dtype),
                 ("D", form.head_size),
                 ("HKV", form.kv_heads),
-                ("G", group),
+                ("G", form.queries),
                 ("PAGE", SIZE),
             ],
             grid=(plan.parts * form.kv_heads * threads, 1, 1),

@@ -29,7 +29,7 @@ class MetalStore:
 
     def __init__(self, form: Form, slab: int) -> None:
         self._form = form
-        self._slab = slab
+        self.slab = slab
         self._keys = [self._empty(0) for _ in range(form.layers)]
         self._values = [self._empty(0) for _ in range(form.layers)]
         self._tickets = [mx.zeros((1,), form.dtype) for _ in range(form.layers)]
@@ -42,7 +42,7 @@ class MetalStore:
         mx.eval(self._tickets)
         for stored in (self._keys, self._values):
             for layer in range(self._form.layers):
-                stored[layer] = self._resized(stored[layer], slabs * self._slab)
+                stored[layer] = self._resized(stored[layer], slabs * self.slab)
                 mx.eval(stored[layer])
         mx.clear_cache()
 
@@ -81,8 +81,8 @@ class MetalStore:
         form = self._form
         queries, keys, values = token
         heads = queries.shape[1]
-        threads = 32 * warps(heads // form.kv_heads, form.head_size)
-        template = [("T", form.dtype), ("D", form.head_size), ("HKV", form.kv_heads), ("G", heads // form.kv_heads)]
+        threads = 32 * warps(form)
+        template = [("T", form.dtype), ("D", form.head_size), ("HKV", form.kv_heads), ("G", form.queries)]
         grid = (plan.parts * form.kv_heads * threads, 1, 1)
         place = _place(plan.table, scale, window)
         partials = plan.parts * heads * (form.head_size + 2) if plan.split else 1
@@ -123,16 +123,16 @@ class MetalStore:
         self._tickets = [mx.zeros((1,), self._form.dtype) for _ in self._tickets]
 
 
-def warps(group: int, head_size: int) -> int:
+def warps(form: Form) -> int:
     """As in attend.metal."""
-    roles = -(-group // 4)
-    return roles * max(1, (4 if head_size > 128 else 8) // roles)
+    roles = -(-form.queries // 4)
+    return roles * max(1, (4 if form.head_size > 128 else 8) // roles)
 
 
-def suits(form: Form, group: int) -> bool:
+def suits(form: Form) -> bool:
     """Whether what a threadgroup puts together finds room in its memory."""
-    roles = -(-group // 4)
-    return warps(group, form.head_size) * -(-group // roles) * (form.head_size + 2) * 4 <= SHARED_BYTES
+    queries = -(-form.queries // -(-form.queries // 4))
+    return warps(form) * queries * (form.head_size + 2) * 4 <= SHARED_BYTES
 
 
 def _place(table: mx.array, scale: float, window: int) -> mx.array:

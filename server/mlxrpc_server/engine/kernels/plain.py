@@ -14,7 +14,7 @@ Table = Sequence[Sequence[int]]
 
 class PlainStore:
     def __init__(self, form: Form, slab: int) -> None:
-        self._slab = slab
+        self.slab = slab
         self._form = form
         self._keys = [self._empty() for _ in range(form.layers)]
         self._values = [self._empty() for _ in range(form.layers)]
@@ -24,7 +24,7 @@ class PlainStore:
 
     def hold(self, slabs: int) -> None:
         for stored in (self._keys, self._values):
-            stored[:] = [self._resized(one, slabs * self._slab) for one in stored]
+            stored[:] = [self._resized(one, slabs * self.slab) for one in stored]
 
     def _resized(self, stored: mx.array, pages: int) -> mx.array:
         more = pages - stored.shape[0]

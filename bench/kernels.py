@@ -1,0 +1,426 @@
+"""Checks the GPU kernels against plain operations and measures them. On a machine with a CUDA build of MLX:
+
+    PYTHONPATH=server python bench/kernels.py [SECTION ...]
+
+Each section stands for itself: one that fails is told of, and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models import qwen3
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxrpc_server.engine.kernels import draw as fused
+from mlxrpc_server.engine.kernels.cuda import CudaStore
+from mlxrpc_server.engine.kernels.stores import agrees
+from mlxrpc_server.engine.paged import Form, Paged, planned
+from mlxrpc_server.engine.pages import SIZE, part_tokens
+from mlxrpc_server.engine.room import Room
+from mlxrpc_server.engine.sampling import Draws
+from mlxrpc_server.types import RowId, Sampling
+
+VOCABULARY = 151_936
+ROWS = (1, 8, 32, 64, 128)
+SLAB = 70
+
+
+def tell(**facts: object) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def microseconds(run: Callable[[], Any], times: int = 50) -> float:
+    last = run()
+    for _ in range(3):
+        mx.eval(last)
+        last = run()
+    begun = time.perf_counter()
+    for _ in range(times):
+        last = run()
+        mx.async_eval(last)  # type: ignore[no-untyped-call]
+    mx.eval(last)
+    return round((time.perf_counter() - begun) / times * 1e6, 1)
+
+
+# Attention
+
+
+FORMS = [
+    Form(2, 8, 128, 2, mx.bfloat16),
+    Form(2, 2, 64, 4, mx.bfloat16),
+    Form(2, 4, 80, 1, mx.float16),
+    Form(2, 2, 96, 3, mx.bfloat16),
+    Form(2, 4, 128, 7, mx.bfloat16),
+    Form(2, 1, 256, 8, mx.float32),
+    Form(2, 2, 64, 16, mx.float32),
+]
+
+
+def attention_check() -> None:
+    for form in FORMS:
+        begun = time.perf_counter()
+        right = agrees(CudaStore, form)
+        tell(form=str(form), agrees=right, seconds=round(time.perf_counter() - begun, 1))
+
+
+def attention_speed() -> None:
+    for length in (160, 2048):
+        for rows in ROWS:
+            Attention(rows, length).measure()
+    Attention(1, 32_000).measure()
+    Attention(8, 32_000).measure()
+
+
+class Attention:
+    """One layer's, over rows of about this length, in pages that lie anywhere."""
+
+    FORM = Form(1, 8, 128, 2, mx.bfloat16)
+    SCALE = 128**-0.5
+
+    def __init__(self, rows: int, length: int) -> None:
+        self.rows, self.length = rows, length
+        self.lengths = [length - index * 7 % 60 for index in range(rows)]
+        self.keys, self.values = (mx.random.normal((rows, 8, length, 128)).astype(mx.bfloat16) for _ in range(2))
+        self.queries = mx.random.normal((rows, 16, 1, 128)).astype(mx.bfloat16)
+        self.mask = (mx.arange(length)[None] < mx.array(self.lengths)[:, None])[:, None, None]
+        self.store = CudaStore(self.FORM, SLAB)
+        pages = -(-length // SIZE) + 1
+        numbers = list(range(rows * pages))
+        self.store.hold(-(-len(numbers) // SLAB))
+        self.table = self.store.table([numbers[row::rows][::-1] for row in range(rows)])
+        self.store.write(0, self.keys, self.values, self.table, self.lengths)
+        mx.eval(self.queries, self.mask)
+
+    def measure(self) -> None:
+        usual = part_tokens(self.lengths, 8)
+        parts = [part for part in (64, 128, 256, 512, 1024, 2048) if 1 / 2 <= self.length / part <= 250]
+        tell(
+            rows=self.rows,
+            length=self.length,
+            part=usual,
+            ours={part: self.paged(part) for part in sorted({usual, *parts})},
+            fused=self.fused(None),
+            masked=self.fused(self.mask),
+            bound=round(self.rows * self.length * 8 * 128 * 4 / 4.4e6, 1),
+        )
+
+    def paged(self, part: int) -> float:
+        plan = planned(self.table, self.lengths, steps=8, part=part)
+        token = (self.queries, self.keys[:, :, :1], self.values[:, :, :1])
+        mx.eval(token, plan.lengths, plan.work)
+        return microseconds(lambda: self.store.attend(0, token, plan, self.SCALE, 0))
+
+    def fused(self, mask: mx.array | None) -> float:
+        attend = mx.fast.scaled_dot_product_attention
+        return microseconds(lambda: attend(self.queries, self.keys, self.values, scale=self.SCALE, mask=mask))
+
+
+# The draw
+
+
+def sampling(temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int = 0) -> Sampling:
+    return Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+
+
+def draw_check() -> None:
+    kinds = [
+        (0.0, 1.0, 0, 0.0),
+        (0.7, 0.9, 0, 0.0),
+        (1.0, 1.0, 0, 0.0),
+        (1.0, 0.5, 40, 0.05),
+        (0.3, 1.0, 1, 0.0),
+        (1.0, 1.0, 50, 0.0),
+        (2.0, 0.99, 5000, 0.0),
+        (1.0, 1.0, 0, 0.1),
+        (1.5, 0.0, 0, 0.0),
+    ]
+    for width, dtype, spread in [
+        (VOCABULARY, mx.bfloat16, 1.0),
+        (VOCABULARY, mx.float32, 3.0),
+        (32_001, mx.float16, 8.0),
+        (500, mx.float32, 0.1),
+    ]:
+        rows = [sampling(*kinds[index % len(kinds)], seed=index * 977) for index in range(90)]
+        same = apart = total = 0
+        for turn in range(4):
+            logits = (spread * mx.random.normal((90, width), key=mx.random.key(turn))).astype(dtype)
+            positions = mx.arange(90, dtype=mx.uint32) + turn
+            tokens = fused.draw(logits, positions, fused.columns(rows, 1e-6))
+            scores = Draws(rows).scores(logits, positions).astype(mx.float32)
+            mine = mx.take_along_axis(scores, tokens[:, None].astype(mx.int32), axis=-1)[:, 0]
+            best = scores.max(axis=-1)
+            same += int((tokens == mx.argmax(scores, axis=-1)).sum())
+            apart += int((mine < best - 1e-4 * mx.maximum(1.0, mx.abs(best))).sum())
+            total += 90
+        tell(width=width, dtype=str(dtype), same=same, of=total, not_near_ties=apart)
+
+
+KINDS = {
+    "greedy": sampling(0.0),
+    "temperature": sampling(0.7),
+    "top_p": sampling(0.7, top_p=0.9),
+    "top_k": sampling(0.7, top_k=40),
+    "all": sampling(0.7, top_p=0.9, top_k=40, min_p=0.05),
+}
+
+
+def draw_speed() -> None:
+    for rows in (1, 8, 64, 128):
+        for name, spread in (("flat", 1.0), ("peaked", 3.0)):
+            logits = (spread * mx.random.normal((rows, VOCABULARY))).astype(mx.bfloat16)
+            mx.eval(logits)
+            tell(rows=rows, logits=name, **draws_of(logits))
+
+
+def draws_of(logits: mx.array) -> dict[str, float]:
+    rows = logits.shape[0]
+    positions = mx.arange(rows, dtype=mx.uint32)
+    plain = Draws([KINDS["top_p"]] * rows)
+    took = {
+        "argmax": microseconds(lambda: mx.argmax(logits, axis=-1)),
+        "plain top_p": microseconds(lambda: mx.argmax(plain.scores(logits, positions), axis=-1), times=5),
+    }
+    for kind, one in KINDS.items():
+        columns = fused.columns([one] * rows, 1e-6)
+        took[kind] = microseconds(functools.partial(fused.draw, logits, positions, columns))
+    return took
+
+
+# The model
+
+
+def qwen(layers: int = 28) -> Any:
+    arguments = qwen3.ModelArgs(
+        model_type="qwen3",
+        hidden_size=1024,
+        num_hidden_layers=layers,
+        intermediate_size=3072,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=40_960,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+    )
+    model = qwen3.Model(arguments)
+    model.set_dtype(mx.bfloat16)
+    mx.eval(model.parameters())
+    return model
+
+
+FORM = Form(28, 8, 128, 2, mx.bfloat16)
+
+
+def prefilled(model: Any, rows: int, length: int) -> list[Any]:
+    cache = make_prompt_cache(model)
+    model.model(mx.random.randint(0, 150_000, (rows, length)), cache=cache)
+    mx.eval([layer.state for layer in cache])
+    return cache
+
+
+class Static:
+    """Rows of one length in mlx-lm's own cache, without a mask: what everything is held against."""
+
+    def __init__(self, model: Any, rows: int, length: int) -> None:
+        self.rows = rows
+        self._model = model
+        self._cache = prefilled(model, rows, length)
+
+    def logits(self, tokens: mx.array) -> mx.array:
+        logits: mx.array = self._model(tokens[:, None], cache=self._cache)[:, -1]
+        return logits
+
+
+class Ragged:
+    """Rows of some lengths up to this one in pages."""
+
+    def __init__(self, model: Any, rows: int, length: int) -> None:
+        self.rows = rows
+        self.store = CudaStore(FORM, SLAB)
+        self.kv = Paged(model, FORM, self.store, Room(256, 60 << 30))
+        for first in range(0, rows, 8):
+            some = range(first, min(first + 8, rows))
+            self.kv.join(
+                [RowId(row) for row in some], prefilled(model, len(some), length), [length - row % 32 for row in some]
+            )
+
+    def logits(self, tokens: mx.array) -> mx.array:
+        self.kv.arrange()
+        return self.kv.decode(tokens)
+
+
+def greedy(logits: mx.array) -> mx.array:
+    return mx.argmax(logits, axis=-1)
+
+
+def tokens_per_second(rows: Static | Ragged, draw: Callable[[mx.array], mx.array], times: int = 64) -> float:
+    """Each step is dispatched before the one before it is read."""
+    tokens = mx.zeros((rows.rows,), mx.uint32)
+    for _ in range(6):
+        tokens = draw(rows.logits(tokens))
+    mx.eval(tokens)
+    begun = time.perf_counter()
+    for _ in range(times):
+        following = draw(rows.logits(tokens))
+        mx.async_eval(following)  # type: ignore[no-untyped-call]
+        tokens.tolist()
+        tokens = following
+    mx.eval(tokens)
+    return round(times * rows.rows / (time.perf_counter() - begun), 1)
+
+
+def model_speed() -> None:
+    model = qwen()
+    for length in (128, 2048):
+        for rows in ROWS:
+            static = tokens_per_second(Static(model, rows, length), greedy)
+            mx.clear_cache()
+            ragged = Ragged(model, rows, length)
+            ours = tokens_per_second(ragged, greedy)
+            columns = fused.columns([sampling(0.7, top_p=0.9, seed=row) for row in range(rows)], 1e-6)
+            draw = functools.partial(_drawn, mx.arange(rows, dtype=mx.uint32), columns)
+            sampled = tokens_per_second(ragged, draw)
+            tell(
+                length=length,
+                rows=rows,
+                static=static,
+                greedy=ours,
+                sampled=sampled,
+                share=round(ours / static, 3),
+                gigabytes=round(ragged.kv.nbytes / 1e9, 2),
+            )
+            del ragged
+            mx.clear_cache()
+
+
+def _drawn(positions: mx.array, columns: fused.Columns, logits: mx.array) -> mx.array:
+    return fused.draw(logits, positions, columns)
+
+
+def host() -> None:
+    """Where a step's time goes, and what compiling all of it changes."""
+    model = qwen()
+    for rows in (1, 8, 32):
+        ragged = Ragged(model, rows, 128)
+        tell(rows=rows, **stages(ragged))
+        ragged = Ragged(model, rows, 128)
+        ragged.kv.arrange()
+        step = functools.partial(whole_step, model, ragged)
+        for compiled in (False, True):
+            tell(rows=rows, compiled=compiled, **stepped(ragged, mx.compile(step) if compiled else step))
+
+
+def stages(rows: Ragged) -> dict[str, int]:
+    """Microseconds of a step, its parts one after another."""
+    tokens = mx.zeros((rows.rows,), mx.uint32)
+    took = [0.0, 0.0, 0.0]
+    for turn in range(28):
+        begun = time.perf_counter()
+        following = greedy(rows.logits(tokens))
+        built = time.perf_counter()
+        mx.async_eval(following)  # type: ignore[no-untyped-call]
+        dispatched = time.perf_counter()
+        mx.eval(following)
+        if turn >= 8:
+            took = [
+                sum(pair)
+                for pair in zip(took, (built - begun, dispatched - built, time.perf_counter() - begun), strict=True)
+            ]
+        tokens = following
+    return dict(zip(("built", "dispatched", "whole"), (round(one / 20 * 1e6) for one in took), strict=True))
+
+
+def whole_step(model: Any, rows: Ragged, tokens: mx.array, lengths: mx.array, tickets: list[mx.array]) -> Any:
+    store, plan = rows.store, rows.kv.plan
+    store._tickets, plan.lengths = list(tickets), lengths  # noqa: SLF001
+    logits = model(tokens[:, None], cache=rows.kv._layers)[:, -1]  # noqa: SLF001
+    return greedy(logits), lengths + 1, list(store._tickets)  # noqa: SLF001
+
+
+def stepped(rows: Ragged, step: Any) -> dict[str, int]:
+    tokens, lengths = mx.zeros((rows.rows,), mx.uint32), rows.kv.plan.begun
+    held, tickets = mx.array(lengths, dtype=mx.int32), list(rows.store._tickets)  # noqa: SLF001
+    took: list[float] = []
+    for _ in range(14):
+        begun = time.perf_counter()
+        following, held, tickets = step(tokens, held, tickets)
+        mx.async_eval(following, held, tickets)  # type: ignore[no-untyped-call]
+        tokens.tolist()
+        tokens = following
+        took.append(time.perf_counter() - begun)
+    return {"step": round(sorted(took)[len(took) // 2] * 1e6), "first": round(took[0] * 1e6)}
+
+
+def join() -> None:
+    """What steps over long rows take while another joins, and one leaves."""
+    model = qwen()
+    ragged = Ragged(model, 31, 4096)
+    kv = ragged.kv
+    short, long = prefilled(model, 1, 5), prefilled(model, 1, 4096)
+    events: dict[int, Callable[[], None]] = {
+        12: lambda: kv.join([RowId(100)], short, [4]),
+        20: lambda: kv.leave(RowId(100)),
+        28: lambda: kv.join([RowId(101)], long, [4096]),
+        36: lambda: kv.leave(RowId(3)),
+    }
+    tokens = mx.zeros((31,), mx.uint32)
+    took: list[float] = []
+    for turn in range(40):
+        begun = time.perf_counter()
+        events.get(turn, lambda: None)()
+        rows = len(kv.arrange())
+        following = greedy(kv.decode(tokens if tokens.size == rows else mx.zeros((rows,), mx.uint32)))
+        mx.async_eval(following)  # type: ignore[no-untyped-call]
+        tokens.tolist()
+        tokens = following
+        took.append(round((time.perf_counter() - begun) * 1e3, 2))
+    tell(
+        milliseconds=sorted(took[4:12])[4],
+        join_of_4=took[12:16],
+        leave=took[20:24],
+        join_of_4096=took[28:32],
+        leave_of_4096=took[36:40],
+        gigabytes=round(kv.nbytes / 1e9, 1),
+    )
+
+
+SECTIONS = {
+    "attention_check": attention_check,
+    "draw_check": draw_check,
+    "attention_speed": attention_speed,
+    "draw_speed": draw_speed,
+    "model_speed": model_speed,
+    "host": host,
+    "join": join,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    chosen = parser.parse_args().sections or list(SECTIONS)
+    tell(mlx=version("mlx"), device=str(mx.default_device()), **mx.device_info())
+    for name in chosen:
+        begun = time.perf_counter()
+        print(f"## {name}", flush=True)
+        try:
+            SECTIONS[name]()
+        except Exception:  # noqa: BLE001  the other sections are to be measured all the same
+            traceback.print_exc()
+        print(f"## {name}: {time.perf_counter() - begun:.0f} s", flush=True)
+        mx.clear_cache()
+
+
+if __name__ == "__main__":
+    main()
