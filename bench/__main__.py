@@ -21,6 +21,7 @@ from serving.plans import PLANS
 from serving.report import Report
 from serving.run import Run
 
+OUT = Path("build/bench")
 NAMES = ("mlxrpc", "mlx_lm.server", "smg-grpc-servicer")
 
 
@@ -38,8 +39,7 @@ def main() -> None:
     finally:  # also what was measured before something failed, or somebody had enough
         report = Report(machine.about(smg), run.results)
         print(report.text())
-        if chosen.out:
-            write(report, chosen.out, chosen.word)
+        write(report, chosen.out, chosen.word)
 
 
 def arguments() -> argparse.Namespace:
@@ -51,7 +51,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--smg-python", default="", metavar="FILE", help="a Python that has smg-grpc-servicer")
     parser.add_argument("--smg-path", default="", metavar="FOLDERS", help="where this Python finds smg-grpc-servicer")
     parser.add_argument("--seconds", type=float, default=3600, help="no cell is begun after so many")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the tables, the figures as JSON, and charts")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, metavar="FOLDER", help=f"for tables, figures and charts (default {OUT})"
+    )
     return parser.parse_args()
 
 
