@@ -85,11 +85,11 @@ async def _drive(line: Connection, client: Client) -> None:
         while True:
             streams, begin, cap = await asyncio.to_thread(line.recv)
             used = time.process_time()
-            answers = await _play(client, streams, begin, cap)
+            answers = await play(client, streams, begin, cap)
             line.send(Done(answers, time.process_time() - used))
 
 
-async def _play(client: Client, streams: Sequence[tuple[int, Stream]], begin: float, cap: float) -> list[Answer]:
+async def play(client: Client, streams: Sequence[tuple[int, Stream]], begin: float, cap: float) -> list[Answer]:
     answers: list[Answer] = []
     tasks = [asyncio.create_task(_stream(client, number, stream, begin, answers)) for number, stream in streams]
     if tasks:
