@@ -10,6 +10,8 @@ WORKERS ?= auto
 LISTEN ?= 127.0.0.1:50051
 # Where `make demo-variants` writes.
 FOLDER ?= build/variants
+# Where `make demo-train` keeps its checkpoint and writes 8bit and bf16.
+WORK ?= build/pebble
 
 BIN := .venv/bin
 PROTO_BIN := .venv-proto/bin
@@ -25,7 +27,7 @@ COMPILE := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.
   --no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format format-check lint types buf breaking proto lock bench demo-variants soak clean
+.PHONY: help run test check format format-check lint types buf breaking proto lock bench demo-train demo-scores demo-variants soak clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -78,6 +80,13 @@ bench: .venv/dev ## Measure the service beside mlx_lm.server and a loop without 
 
 bench-peers: .venv/dev .venv-smg/peer ## The same, beside the smg gRPC servicer too
 	$(BIN)/python bench --smg-python .venv-smg/bin/python $(ARGS)
+
+demo-train: .venv/dev ## Train the built-in model into WORK, again to go on (ARGS="--steps 20 --size tiny")
+	cd bench && ../$(BIN)/python -m demo.train $(abspath $(WORK)) $(ARGS)
+	cd bench && ../$(BIN)/python -m demo.export $(abspath $(WORK)) $(abspath $(WORK))
+
+demo-scores: .venv/dev ## Measure the built-in model's skills (ARGS="--items 50", ARGS="../build/pebble/8bit --bf16 ../build/pebble/bf16")
+	cd bench && ../$(BIN)/python -m demo.evaluate $(ARGS)
 
 demo-variants: .venv/dev ## Make models for tests around the built-in one (FOLDER=PATH, NAMES="4bit sliding")
 	cd bench && ../$(BIN)/python -m demo.variants $(abspath $(FOLDER)) $(NAMES)

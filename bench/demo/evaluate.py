@@ -26,8 +26,9 @@ from tokenizers import Tokenizer
 from demo.exams import Answer, Exam, Item, Mark, exams
 from demo.tokenizer import EOS_IDS
 from mlxrpc_server.engine import blas
-from mlxrpc_server.engine.batch import Batch, Row
+from mlxrpc_server.engine.batch import Batch
 from mlxrpc_server.engine.load import load
+from mlxrpc_server.engine.row import Row
 from mlxrpc_server.types import RowId, Sampling
 
 SHIPPED = Path(__file__).parents[2] / "server/mlxrpc_server/demo/pebble"
@@ -171,8 +172,8 @@ def table(taken: dict[Form, list[Marked]]) -> str:
     heads = [f"{form.name} ({form.items} items)" for form in taken]
     lines = [f"| skill | target | {' | '.join(heads)} |", "| --- " * (2 + len(heads)) + "|"]
     for mark in columns[0] if columns else ():
-        values = [f"{column[mark]:.1f}{'' if column[mark] >= mark.target else ' ✗'}" for column in columns]
-        lines.append(f"| {mark.name} | {mark.target:g} | {' | '.join(values)} |")
+        values = [f"{column[mark]:.1f}{'' if mark.met(column[mark]) else ' ✗'}" for column in columns]
+        lines.append(f"| {mark.name} | {'' if mark.target is None else f'{mark.target:g}'} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
