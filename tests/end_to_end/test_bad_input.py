@@ -293,7 +293,7 @@ def test_max_tokens_is_at_most_what_the_model_gives(configured: RunningServer) -
     assert "8" in str(answer.error.details())
 
 
-@pytest.mark.parametrize("asked, nearest", [("mlxrpc-demmo", MODEL), ("SMALL", ""), ("smal", "small"), ("x" * 500, "")])
+@pytest.mark.parametrize("asked, nearest", [("noyse", MODEL), ("SMALL", ""), ("smal", "small"), ("x" * 500, "")])
 def test_an_unknown_model_is_answered_with_the_nearest(configured: RunningServer, asked: str, nearest: str) -> None:
     count = pb.CountTokensRequest(model=asked, input=prompt("Hi"))
     for answer in (

@@ -6,13 +6,16 @@ import argparse
 import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from mlxrpc._errors import Error, InvalidArgument
+from mlxrpc._errors import Cancelled, Error, InvalidArgument
 from mlxrpc._messages import Message, assistant, system, user
 from mlxrpc._results import Delta, FinishReason
 from mlxrpc._sync import Client, Stream
@@ -58,7 +61,8 @@ def _converse(chat: Chat, questions: Iterator[str], server: str, paper: Pipe) ->
     code = terminal.OK
     for question in questions:
         try:
-            chat.answer(question, paper)
+            with paper.stopping(chat.stop):
+                chat.answer(question, paper)
         except Error as error:
             for line in terminal.lines(error, server):
                 terminal.say(line)
@@ -116,12 +120,15 @@ class Pipe:
             self._write("\n")
         self._last = ""
 
-    def interrupted(self) -> None:
-        """Ends the whole command, as it ends every other in a pipe."""
-        raise KeyboardInterrupt
+    def stopped(self) -> None:
+        """The answer has no end."""
+
+    def stopping(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
+        """While an answer is written. Ctrl-C ends the whole command, as it ends every other in a pipe."""
+        return contextlib.nullcontext()
 
     def _write(self, text: str) -> None:
-        self._last = text[-1:] or self._last  # before the rest, in which Ctrl-C may come
+        self._last = text[-1:] or self._last  # first, for Ctrl-C may come in the rest
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -153,9 +160,21 @@ class Screen(Pipe):
         self._last = ""
         self._thinks = False
 
-    def interrupted(self) -> None:
-        """The answer ends, behind the terminal's own ^C, and the conversation goes on."""
-        self._write("\n")
+    def stopped(self) -> None:
+        self._write("\n")  # behind the ^C that the terminal itself has shown
+
+    @contextlib.contextmanager
+    def stopping(self, stop: Callable[[], None]) -> Iterator[None]:
+        """Ctrl-C ends the answer, and the conversation goes on.
+
+        It raises nothing here, and it acts from a thread: in the midst of gRPC's code an exception can leave a lock
+        held for ever (seen with 1.85), and the next answer then never comes.
+        """
+        before = signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=stop, daemon=True).start())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 # The conversation
@@ -175,6 +194,8 @@ class Chat:
         self._options = options
         self._opening = [system(instructions)] if instructions else []
         self._turns: list[Turn] = []
+        self._stream: Stream | None = None
+        self._stopped = False
 
     def check(self) -> None:
         """Fails before anybody has typed anything, where server, model or instructions are wrong."""
@@ -184,6 +205,7 @@ class Chat:
         """Shows an answer and keeps the turn, also where it was stopped halfway."""
         asked = user(question)
         turns = self._turns
+        self._stopped = False
         try:
             answer = self._streamed(asked, turns, paper)
         except InvalidArgument as error:
@@ -197,18 +219,28 @@ class Chat:
         if answer is not None:
             self._turns = [*turns, Turn(asked, answer)]
 
+    def stop(self) -> None:
+        """Ends the answer that is being given; from any thread."""
+        self._stopped = True
+        if self._stream is not None:
+            self._stream.cancel()
+
     def _streamed(self, question: Message, turns: Sequence[Turn], paper: Pipe) -> Message | None:
         """None: it was stopped before it had begun."""
-        with self._client.stream(self._messages(question, turns), **self._options) as stream:
+        with self._client.stream(self._messages(question, turns), **self._options) as self._stream:
+            if self._stopped:  # a moment ago, when there was no stream yet
+                self._stream.cancel()
             try:
-                _show(stream, paper)
-            except KeyboardInterrupt:
-                stream.cancel()
-                paper.interrupted()
-                return assistant(stream.text) if stream.text else None
+                for delta in self._stream:
+                    paper.show(delta)
+            except Cancelled:
+                if not self._stopped:
+                    raise
+                paper.stopped()
+                return assistant(self._stream.text) if self._stream.text else None
             finally:
                 paper.end()
-            completion = stream.result()
+            completion = self._stream.result()
         if completion.finish_reason in CUT:
             terminal.say(CUT[completion.finish_reason])
         return assistant(completion.text, reasoning=completion.reasoning)
@@ -235,11 +267,6 @@ class Chat:
     def _messages(self, question: Message, turns: Sequence[Turn]) -> list[Message]:
         said = [message for turn in turns for message in (turn.question, turn.answer)]
         return [*self._opening, *said, question]
-
-
-def _show(stream: Stream, paper: Pipe) -> None:
-    for delta in stream:
-        paper.show(delta)
 
 
 def _forgotten(count: int) -> str:
