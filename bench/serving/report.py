@@ -60,7 +60,16 @@ LONG = (
 )
 MIXED = ("streams", "contender", "uniform tokens/s", "mixed tokens/s", "mixed/uniform", "as asked")
 AGAINST = ("cell", "peer", "tokens/s, times its", "decoding, times its", "TTFT p50 of its", "TTFT p99 of its")
-JOIN = ("rows of tokens", "", "step ms", "after a join: worst ms", "added", "after a leave: worst ms", "added")
+JOIN = (
+    "rows of tokens",
+    "",
+    "step p50 ms",
+    "worst of 12",
+    "worst after a join",
+    "added",
+    "worst after a leave",
+    "added",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,18 +279,10 @@ def _long(record: Record) -> Sequence[str]:
 
 
 def _join(join: Mapping[str, Any]) -> Sequence[str]:
-    step = join["step"]
-    joined, left = max(join["join"]), max(join["leave"])
-    added = (milliseconds(max(0.0, worst - step)) for worst in (joined, left))
-    return (
-        f"{join['rows']} of {join['tokens']}",
-        "mlxrpc",
-        milliseconds(step),
-        milliseconds(joined),
-        next(added),
-        milliseconds(left),
-        next(added),
-    )
+    worst = join["alone"]
+    joined, left = ((join[kind], max(0.0, join[kind] - worst)) for kind in ("join", "leave"))
+    rows = f"{join['rows']} of {join['tokens']}"
+    return (rows, "mlxrpc", *map(milliseconds, (join["step"], worst, *joined, *left)))
 
 
 def _middle_raw(raws: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int, int], dict[str, float]]:
