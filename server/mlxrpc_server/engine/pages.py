@@ -19,11 +19,14 @@ AHEAD = 32
 """Tokens for which every row has room when pages are given out: for so many steps nothing has to be given out again."""
 
 
-PARTS = 512
+PARTS = 256
 """So many at once keep the largest devices busy, a few blocks to each of their processors."""
 
-SHORTEST_PART, LONGEST_PART = 128, 1024
-"""In tokens. Shorter ones cost more to put together than they save."""
+SHORTEST_PART, LONGEST_PART = 128, 512
+"""In tokens, where rows are not so long that there would be more than MOST_PARTS of them."""
+
+MOST_PARTS = 32
+"""Of a row. More take longer to put together than they save."""
 
 
 def needed(length: int) -> int:
@@ -44,9 +47,10 @@ def slabs(pages: int, slab: int) -> int:
 
 
 def part_tokens(lengths: Sequence[int], kv_heads: int) -> int:
-    """Into parts of how many tokens rows are cut for attention: enough of them for all of a device, none very short."""
-    tokens = sum(lengths) * kv_heads // PARTS
-    return max(SHORTEST_PART, min(LONGEST_PART, -(-tokens // SHORTEST_PART) * SHORTEST_PART))
+    """Into parts of how many tokens rows are cut for attention."""
+    tokens = min(LONGEST_PART, max(SHORTEST_PART, sum(lengths) * kv_heads // PARTS))
+    tokens = max(tokens, max(lengths, default=0) // MOST_PARTS)
+    return -(-tokens // SHORTEST_PART) * SHORTEST_PART
 
 
 class Pages:

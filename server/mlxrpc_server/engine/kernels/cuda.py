@@ -11,7 +11,7 @@ import functools
 import struct
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -48,21 +48,17 @@ class CudaStore:
         more = [self._new() for _ in range(slabs - len(self._slabs))]
         mx.eval(more)
         self._slabs = self._slabs[:slabs] + [slab for slab, _ in more]
-        self._bases = self._bases[:slabs] + [int(address.item()) for _, address in more]
+        self._bases = self._bases[:slabs] + [cast("int", address.item()) for _, address in more]
         self._addresses = [base + page * self._layer_page_bytes for base in self._bases for page in range(self.slab)]
         if not more:
             mx.clear_cache()  # for other models' workers
 
     def _new(self) -> tuple[mx.array, mx.array]:
-        """A slab as it comes, and its address. [layers, keys and values, pages, heads, tokens, size]"""
+        """A slab, and its address. [layers, keys and values, pages, heads, tokens, size]"""
         form = self._form
-        shape = (2 * form.layers, self.slab * form.kv_heads * SIZE * form.head_size)
-        slab, address = _address()(
-            inputs=[mx.array(0)],
-            grid=(1, 1, 1),
-            threadgroup=(1, 1, 1),
-            output_shapes=[shape, (1,)],
-            output_dtypes=[form.dtype, mx.uint64],
+        slab = mx.zeros((2 * form.layers, self.slab * form.kv_heads * SIZE * form.head_size), form.dtype)
+        (address,) = _address()(
+            inputs=[slab], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.uint64]
         )
         return slab, address
 
@@ -72,7 +68,7 @@ class CudaStore:
         for pages in rows:
             addresses.extend(map(self._addresses.__getitem__, pages))
             addresses.extend([0] * (width - len(pages)))
-        return mx.array(addresses).reshape(len(rows), width)
+        return mx.array(cast("Any", addresses)).reshape(len(rows), width)
 
     def _place(self, layer: int, scale: float, window: int) -> mx.array:
         """Where this layer's keys and values lie behind a page's address, and how it attends."""
@@ -93,7 +89,7 @@ class CudaStore:
                 values,
                 self._tickets[layer],
                 table,
-                mx.array(lengths, dtype=mx.int32),
+                mx.array(list(lengths), dtype=mx.int32),
                 self._place(layer, 0.0, 0),
             ],
             template=[("T", form.dtype), ("D", form.head_size), ("HKV", form.kv_heads), ("PAGE", SIZE)],
@@ -182,7 +178,7 @@ def _write() -> Any:
 def _address() -> Any:
     return mx.fast.cuda_kernel(
         name="mlxrpc_address",
-        input_names=["nothing"],
-        output_names=["slab", "address"],
+        input_names=["slab"],
+        output_names=["address"],
         source="address[0] = reinterpret_cast<uint64_t>(slab);",
     )

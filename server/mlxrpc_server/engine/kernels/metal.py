@@ -65,7 +65,7 @@ class MetalStore:
                 self._values[layer],
                 self._tickets[layer],
                 table,
-                mx.array(lengths, dtype=mx.int32),
+                mx.array(list(lengths), dtype=mx.int32),
                 _place(table, 0.0, 0),
             ],
             template=[("T", form.dtype), ("D", form.head_size), ("HKV", form.kv_heads), ("PAGE", SIZE)],
