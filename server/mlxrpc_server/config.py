@@ -111,6 +111,12 @@ def _whole(least: int) -> Callable[[Any], int]:
     return read
 
 
+def _bits(value: Any) -> int:
+    if value not in (4, 8) or not isinstance(value, int):
+        raise ValueError("must be 4 or 8")
+    return value
+
+
 def _seconds(value: Any) -> float:
     seconds = float(value)
     if not 0 <= seconds <= 86_400:
@@ -302,6 +308,7 @@ _MODEL_KEYS: dict[str, Callable[[Any], Any]] = {
     "context_length": _whole(1),
     "max_output_tokens": _whole(1),
     "pin": _switch,
+    "kv_bits": _bits,
     "system_prompt": _text,
 }
 

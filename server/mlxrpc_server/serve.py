@@ -156,6 +156,7 @@ class Server:
             log_format=self._config.log_format,
             max_rows=self._config.max_rows,
             prefill_tokens=self._config.prefill_tokens,
+            kv_bits=entry.config.kv_bits,
         )
         return Model(entry, load, changed=changed)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlx_lm.models import deepseek_v3, falcon_h1, gpt_oss, granitemoehybrid, lfm2, qwen3_next, rwkv7
+from mlx_lm.models import deepseek_v3, falcon_h1, gpt_oss, granitemoehybrid, lfm2, qwen3, qwen3_next, rwkv7
 
 from tests.engine.tiny import VOCABULARY, made, recurrent, sliding_window
 
@@ -133,6 +133,11 @@ def token_shift() -> Any:
     )
 
 
+def plain(head_dim: int) -> Any:
+    """Keys and values in every layer, in heads of such a width."""
+    return of(qwen3, num_hidden_layers=2, intermediate_size=48, head_dim=head_dim)
+
+
 def latent() -> Any:
     """Plain keys and values to look at, in an attention of its own that mlx-lm's models do not share."""
     return of(
@@ -141,9 +146,9 @@ def latent() -> Any:
         intermediate_size=48,
         moe_intermediate_size=24,
         num_key_value_heads=4,
-        kv_lora_rank=16,
+        kv_lora_rank=32,
         q_lora_rank=16,
-        qk_rope_head_dim=8,
+        qk_rope_head_dim=32,
         v_head_dim=8,
         qk_nope_head_dim=8,
         n_routed_experts=None,

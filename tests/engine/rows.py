@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -22,11 +22,16 @@ operations = st.lists(st.one_of(joins, leaves, steps), min_size=1, max_size=12)
 joint_operations = st.lists(st.one_of(joins, joint, leaves, steps), min_size=1, max_size=12)
 
 
+Alone = Callable[[Any, Sequence[int]], mx.array]
+"""A model's logits behind the last of the tokens."""
+
+
 class Rows:
     """A KV and, beside it, what each of its rows holds."""
 
-    def __init__(self, model: Any, kv: KV) -> None:
+    def __init__(self, model: Any, kv: KV, alone: Alone = tiny.logits_alone) -> None:
         self.held: dict[RowId, list[int]] = {}
+        self._alone = alone
         self._model = model
         self._kv = kv
         self._numbers = count()
@@ -57,7 +62,7 @@ class Rows:
         order = self._kv.arrange()
         assert sorted(order) == sorted(self.held)
         together = self._kv.decode(mx.array([self.held[row][-1] for row in order]))
-        alone = mx.stack([tiny.logits_alone(self._model, self.held[row]) for row in order])
+        alone = mx.stack([self._alone(self._model, self.held[row]) for row in order])
         return float(mx.abs(together - alone).max())
 
     def append(self, token: int) -> None:

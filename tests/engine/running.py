@@ -39,8 +39,9 @@ class Run:
         kv_bytes: int = 1 << 40,
         clock: Callable[[], float] | None = None,
         ahead: bool = False,
+        kv_bits: int | None = None,
     ) -> None:
-        kv = for_model(model, Room(max_rows, kv_bytes))
+        kv = for_model(model, Room(max_rows, kv_bytes), kv_bits)
         kv.ahead = ahead
         self.batch = Batch(model, kv, max_rows=max_rows, prefill_tokens=prefill_tokens, clock=clock or HandClock())
         self.outcomes: list[Outcome] = []
@@ -81,7 +82,7 @@ def row(
     return Row(RowId(id), prompt, list(produced), sampling, max_tokens, frozenset(stop_ids))
 
 
-def alone(model: Any, one: Row) -> list[int]:
-    run = Run(model)
+def alone(model: Any, one: Row, kv_bits: int | None = None) -> list[int]:
+    run = Run(model, kv_bits=kv_bits)
     run.batch.submit(row(one.id, one.prompt, one.max_tokens, one.sampling, one.produced, sorted(one.stop_ids)))
     return run.to_end().tokens(one.id)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlxrpc_server.engine.kv import Blocks, for_model
 from mlxrpc_server.engine.pace import Pace
-from mlxrpc_server.engine.room import COLUMN_STEP
+from mlxrpc_server.engine.room import COLUMN_STEP, Room
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
 from tests.engine import tiny
@@ -412,19 +412,18 @@ def test_every_row_gets_its_solo_tokens_however_little_room_there_is(
         assert len(got) == len(solo) or run.left(number) == [Left.CANCELLED]
 
 
-def test_models_that_cannot_batch_give_way_too() -> None:
+def test_merged_rows_give_way_too() -> None:
+    """There is room for three at first, and not when they have grown."""
     model = tiny.sliding_window()
     rows = [row(number, long_prompt(COLUMN_STEP - 4), 40) for number in range(3)]
-    kv = for_model(model)
-    cache = kv.open()
-    model(mx.array([[1]]), cache=cache)
-    kv.join([RowId(0)], cache, [1])
-    run = Run(model, kv_bytes=4 * kv.nbytes)
+    rooms = (Room(3, kv_bytes) for kv_bytes in range(0, 1 << 20, 256))
+    kv_bytes = next(room.bytes for room in rooms if for_model(model, room).fits([COLUMN_STEP + 16] * 3))
+    run = Run(model, kv_bytes=kv_bytes)
     for one in rows:
         run.batch.submit(one)
     run.to_end()
     assert run.preempted
-    assert run.most_bytes <= 4 * kv.nbytes
+    assert run.most_bytes <= kv_bytes
     for one in rows:
         Judge(model).check(one.prompt, GREEDY, alone(model, row(one.id, one.prompt, 40)), run.tokens(one.id))
 

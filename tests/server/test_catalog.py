@@ -270,6 +270,8 @@ def test_a_fingerprint_changes_with_defaults_and_system_prompt(tmp_path: Path) -
         entry(folder),
         entry(folder, defaults=SamplingChoice(top_k=3)),
         entry(folder, system_prompt="Be brief."),
+        entry(folder, kv_bits=8),
+        entry(folder, kv_bits=4),
         entry(folder, tokenizer_source=noise_model.folder()),
     ]
     assert len({one.fingerprint for one in entries}) == len(entries)

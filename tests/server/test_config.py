@@ -78,6 +78,7 @@ def test_a_model_of_the_file_has_every_key(tmp_path: Path) -> None:
         context_length = 100
         max_output_tokens = 50
         pin = true
+        kv_bits = 8
         system_prompt = "Be brief."
         defaults = {{ temperature = 0.5, top_p = 0.9, top_k = 40, repetition_penalty = 1.1, logit_bias = {{ 5 = -1 }} }}
         """,
@@ -86,7 +87,7 @@ def test_a_model_of_the_file_has_every_key(tmp_path: Path) -> None:
     (model,) = chosen.models
     assert chosen.preload == ()
     assert (model.aliases, model.context_length, model.max_output_tokens) == (("latest",), 100, 50)
-    assert (model.pin, model.system_prompt, model.tokenizer_source) == (True, "Be brief.", source)
+    assert (model.pin, model.kv_bits, model.system_prompt, model.tokenizer_source) == (True, 8, "Be brief.", source)
     assert model.defaults == SamplingChoice(0.5, 0.9, 40, repetition_penalty=1.1, logit_bias=((5, -1.0),))
 
 
@@ -123,6 +124,11 @@ def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, sentence: str
     with pytest.raises(ConfigError) as raised:
         config("--config", written(tmp_path, text))
     assert sentence in str(raised.value)
+
+
+def test_keys_and_values_have_eight_bits_or_four(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"kv_bits must be 4 or 8 \(given: 5\)"):
+        several(tmp_path, "kv_bits = 5")
 
 
 def test_a_mistake_in_a_variable_or_flag_is_named_by_its_spelling() -> None:

@@ -161,6 +161,17 @@ async def test_rows_that_have_no_room_beside_each_other_run_one_after_another() 
     await worker.end()
 
 
+async def test_keys_and_values_are_kept_in_as_many_bits_as_were_asked_for() -> None:
+    worker = await Worker.spawn()
+    worker.send(wire.Load("noise", str(noise_model.folder()), "text", max_rows=8, prefill_tokens=64, kv_bits=4))
+    await until_ready(worker)
+    worker.send(submit(1, [5, 6, 7], 8))
+    said = [step async for step in until(steps(worker), 1)]
+    in_four, as_computed = (alone(judge().model, row(1, [5, 6, 7], 8), kv_bits=bits) for bits in (4, None))
+    assert tokens_of(said, 1) == in_four != as_computed
+    await worker.end()
+
+
 def test_a_busy_worker_dies_with_its_parent() -> None:
     command = [sys.executable, "-c", PARENT, str(noise_model.folder())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:

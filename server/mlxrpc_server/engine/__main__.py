@@ -121,7 +121,9 @@ def _serve(channel: Channel, load: wire.Load) -> None:
         mx.disable_compile()
     room = Room(rows=load.max_rows, bytes=load.kv_bytes or int(SHARE * device.memory_bytes()))
     try:
-        loaded = load_model(Path(load.path), lambda stage: channel.send(wire.Progress(stage)), room)
+        loaded = load_model(
+            Path(load.path), lambda stage: channel.send(wire.Progress(stage)), room, kv_bits=load.kv_bits
+        )
     except CannotLoad as error:
         channel.send(wire.Failed(str(error)))
         return

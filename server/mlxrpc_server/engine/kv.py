@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlxrpc_server.engine import attention, merged
+from mlxrpc_server.engine import attention, merged, quantized
 from mlxrpc_server.engine.room import EMPTY, UNBOUNDED, Room, Shape, kind
 from mlxrpc_server.types import RowId
 
@@ -54,15 +55,24 @@ class KV(Protocol):
         """Forgets every row."""
 
 
-def for_model(model: Any, room: Room = UNBOUNDED) -> KV:
+Arrays = Sequence[Sequence[mx.array]]
+"""Of each layer, as its packing stores them."""
+
+
+def for_model(model: Any, room: Room = UNBOUNDED, kv_bits: int | None = None) -> KV:
     """The layout that suits the model best by what its caches are."""
-    return next(layouts(model, room))
+    return next(layouts(model, room, kv_bits))
 
 
-def layouts(model: Any, room: Room = UNBOUNDED) -> Iterator[KV]:
-    """What may suit the model, best first; the last one suits every model."""
+def layouts(model: Any, room: Room = UNBOUNDED, kv_bits: int | None = None) -> Iterator[KV]:
+    """What may suit the model, best first; the last one suits every model, unless it has to be in so many bits."""
     caches = sample(model)
-    if all(type(cache) is KVCache and cache.keys is not None for cache in caches):
+    plain = all(type(cache) is KVCache and cache.keys is not None for cache in caches)
+    if kv_bits is not None:
+        if plain and (packing := quantized.packing(caches, kv_bits)):
+            yield Blocks(model, room, packing)
+        return
+    if plain:
         yield Blocks(model, room)
     if merged.suits(caches):
         yield merged.Merged(model, caches, room)
@@ -71,9 +81,48 @@ def layouts(model: Any, room: Room = UNBOUNDED) -> Iterator[KV]:
 
 def sample(model: Any) -> list[Any]:
     """A row's caches behind its first token. Nothing evaluates them: they tell shapes."""
-    cache = make_prompt_cache(model)
+    return _after_one_token(model, make_prompt_cache(model))
+
+
+def _after_one_token(model: Any, cache: list[Any]) -> list[Any]:
     model(mx.array([[0]]), cache=cache)
     return cache
+
+
+class Packing(Protocol):
+    """How a layer's keys and values are stored: in some arrays [rows, heads, tokens, any]."""
+
+    def open(self, model: Any) -> list[Any]:
+        """An empty cache for a prefill."""
+
+    def stored(self, layer: Any) -> Sequence[mx.array]:
+        """What the prefill left in one layer of such a cache."""
+
+    def packed(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]: ...
+
+    def attend(
+        self, queries: mx.array, stored: Sequence[mx.array], scale: float, mask: mx.array | None
+    ) -> mx.array: ...
+
+
+class AsComputed:
+    """Keys and values as the model gives them."""
+
+    def open(self, model: Any) -> list[Any]:
+        return make_prompt_cache(model)
+
+    def stored(self, layer: Any) -> Sequence[mx.array]:
+        return layer.keys, layer.values
+
+    def packed(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
+        return keys, values
+
+    def attend(self, queries: mx.array, stored: Sequence[mx.array], scale: float, mask: mx.array | None) -> mx.array:
+        keys, values = stored
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+
+AS_COMPUTED = AsComputed()
 
 
 class Blocks:
@@ -82,12 +131,13 @@ class Blocks:
     joint = True
     ahead = False
 
-    def __init__(self, model: Any, room: Room = UNBOUNDED) -> None:
+    def __init__(self, model: Any, room: Room = UNBOUNDED, packing: Packing = AS_COMPUTED) -> None:
         attention.route(model)
         self._model = model
         self._room = room
-        self._like = [(cache.keys, cache.values) for cache in sample(model)]
-        self._cell_bytes = sum(_cell_bytes(one) for pair in self._like for one in pair)
+        self._packing = packing
+        self._like = [packing.stored(layer) for layer in _after_one_token(model, packing.open(model))]
+        self._cell_bytes = sum(_cell_bytes(one) for layer in self._like for one in layer)
         self._layers = [_Layer(self, layer) for layer in range(len(self._like))]
         self._blocks: dict[int, _Block] = {}
         self.offsets = mx.array([0])
@@ -108,13 +158,12 @@ class Blocks:
         return self._room.fits(lengths, self._cell_bytes)
 
     def open(self) -> list[Any]:
-        return make_prompt_cache(self._model)
+        return self._packing.open(self._model)
 
     def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
+        prefilled = [self._packing.stored(layer) for layer in cache] if any(lengths) else []
         for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            place = slice(index, index + 1)
-            arrays = [(layer.keys[place, :, :length], layer.values[place, :, :length]) for layer in cache if length]
-            self._add(row, length, arrays)
+            self._add(row, length, _cut(prefilled, index, length))
 
     def leave(self, row: RowId) -> None:
         block = next(block for block in self._blocks.values() if row in block.rows)
@@ -144,10 +193,10 @@ class Blocks:
     def clear(self) -> None:
         self._blocks.clear()
 
-    def _add(self, row: RowId, length: int, arrays: Sequence[tuple[mx.array, mx.array]]) -> None:
+    def _add(self, row: RowId, length: int, arrays: Arrays) -> None:
         """The token that comes next counts already: a row moves before it has to."""
         key = kind(length + 1)
-        block = self._blocks.get(key) or _Block(key, self._like)
+        block = self._blocks.get(key) or _Block(key, self._like, self._packing)
         block.resize(self._shape(block, [*(held + 1 for held in block.lengths), length + 1]))
         block.add(row, length, arrays)
         self._blocks[key] = block
@@ -160,37 +209,35 @@ class Blocks:
 class _Block:
     """Rows of similar lengths. A row is added behind the others; the last one takes the place of one that goes."""
 
-    def __init__(self, kind: int, like: Sequence[tuple[mx.array, mx.array]]) -> None:
+    def __init__(self, kind: int, like: Arrays, packing: Packing) -> None:
         self.kind = kind
         self.shape = EMPTY
         self.rows: list[RowId] = []
         self.lengths: list[int] = []
-        self._keys = [_resized(keys, EMPTY, EMPTY) for keys, _ in like]
-        self._values = [_resized(values, EMPTY, EMPTY) for _, values in like]
+        self._packing = packing
+        self._layers = [[_resized(stored, EMPTY, EMPTY) for stored in layer] for layer in like]
         self._places = _Places([])
 
     def outgrown(self) -> list[RowId]:
         pairs = zip(self.rows, self.lengths, strict=True)
         return [row for row, length in pairs if kind(length + 1) != self.kind]
 
-    def row(self, row: RowId) -> tuple[int, list[tuple[mx.array, mx.array]]]:
+    def row(self, row: RowId) -> tuple[int, Arrays]:
         index = self.rows.index(row)
-        length, place = self.lengths[index], slice(index, index + 1)
-        pairs = zip(self._keys, self._values, strict=True)
-        return length, [(keys[place, :, :length], values[place, :, :length]) for keys, values in pairs]
+        return self.lengths[index], _cut(self._layers, index, self.lengths[index])
 
-    def add(self, row: RowId, length: int, arrays: Sequence[tuple[mx.array, mx.array]]) -> None:
+    def add(self, row: RowId, length: int, arrays: Arrays) -> None:
         place = slice(len(self.rows), len(self.rows) + 1)
-        for layer, (keys, values) in enumerate(arrays):
-            self._keys[layer][place, :, :length] = keys
-            self._values[layer][place, :, :length] = values
+        if length:
+            for stored, array in _pairs(self._layers, arrays):
+                stored[place, :, :length] = array
         self.rows.append(row)
         self.lengths.append(length)
 
     def remove(self, row: RowId) -> None:
         index, last = self.rows.index(row), len(self.rows) - 1
         if length := self.lengths[last] if index != last else 0:
-            for stored in (*self._keys, *self._values):
+            for stored in chain.from_iterable(self._layers):
                 stored[index : index + 1, :, :length] = stored[last : last + 1, :, :length]
         self.rows[index], self.lengths[index] = self.rows[last], self.lengths[last]
         self.rows.pop()
@@ -200,8 +247,7 @@ class _Block:
         if shape == self.shape:
             return
         kept = Shape(min(len(self.rows), shape.rows), min(max(self.lengths, default=0), shape.columns))
-        self._keys = [_resized(stored, shape, kept) for stored in self._keys]
-        self._values = [_resized(stored, shape, kept) for stored in self._values]
+        self._layers = [[_resized(stored, shape, kept) for stored in layer] for layer in self._layers]
         self.shape = shape
 
     def begin(self) -> None:
@@ -209,18 +255,23 @@ class _Block:
 
     def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
         places = self._places
-        self._keys[layer][places.rows, :, places.offsets] = keys[:, :, 0]
-        self._values[layer][places.rows, :, places.offsets] = values[:, :, 0]
+        for stored, array in zip(self._layers[layer], self._packing.packed(keys, values), strict=True):
+            stored[places.rows, :, places.offsets] = array[:, :, 0]
 
     def attend(self, layer: int, queries: mx.array, scale: float, window: int | None) -> mx.array:
         rows, width = len(self.rows), self._places.width
-        return mx.fast.scaled_dot_product_attention(
-            queries,
-            self._keys[layer][:rows, :, :width],
-            self._values[layer][:rows, :, :width],
-            scale=scale,
-            mask=self._places.mask(window),
-        )
+        seen = [stored[:rows, :, :width] for stored in self._layers[layer]]
+        return self._packing.attend(queries, seen, scale, self._places.mask(window))
+
+
+def _cut(layers: Arrays, row: int, length: int) -> Arrays:
+    """One row of them, and of that its tokens."""
+    return [[stored[row : row + 1, :, :length] for stored in layer] for layer in layers]
+
+
+def _pairs(layers: Arrays, others: Arrays) -> Iterator[tuple[mx.array, mx.array]]:
+    for layer, other in zip(layers, others, strict=True):
+        yield from zip(layer, other, strict=True)
 
 
 class _Places:

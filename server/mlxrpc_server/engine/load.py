@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
 
-from mlxrpc_server.engine import device
+from mlxrpc_server.engine import device, quantized
 from mlxrpc_server.engine.kv import KV, Lanes, layouts
 from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.engine.sampling import Draws
@@ -29,6 +29,9 @@ Report = Callable[[str], None]
 
 TOLERANCE = {mx.float32: 1e-3, mx.float16: 2e-2, mx.bfloat16: 8e-2}
 """How far a row's logits may differ between alone and in a batch, as a part of the largest logit."""
+
+QUANTIZED_TOLERANCE = 5e-2
+"""The same where keys and values are quantized: a last bit more or less may be a whole step of theirs."""
 
 WIDE_SHARE = 1 / 2
 """Of the free memory, for weights in float32: the rest is for keys and values, for transients, and for other models."""
@@ -58,6 +61,7 @@ def load(
     report: Report,
     room: Room = UNBOUNDED,
     *,
+    kv_bits: int | None = None,
     keep_quantized: bool = False,
     free_bytes: Callable[[], int] = device.free_bytes,
 ) -> Loaded:
@@ -68,24 +72,28 @@ def load(
     report("config")
     _check_config(path)
     try:
-        return _loaded(path, report, room, keep_quantized, free_bytes)
+        model, dtype = _model(path, report, keep_quantized, free_bytes)
+        return _served(model, dtype, report, room, kv_bits)
     except CannotLoad:
         raise
     except Exception as error:  # whatever mlx-lm, a model's own code and MLX raise on files that they did not expect
         raise CannotLoad(f"{type(error).__name__}: {error}") from error
 
 
-def _loaded(path: Path, report: Report, room: Room, keep_quantized: bool, free_bytes: Callable[[], int]) -> Loaded:
+def _model(path: Path, report: Report, keep_quantized: bool, free_bytes: Callable[[], int]) -> tuple[Any, mx.Dtype]:
     report("weights")
     model, _config = mlx_lm_utils.load_model(path, lazy=True)
     model.eval()
     report("memory")
     if mx.default_device() == mx.Device(mx.cpu) and not (keep_quantized and _is_quantized(model)):
         _widen(model, free_bytes)
-    dtype = _settle(model)
+    return model, _settle(model)
+
+
+def _served(model: Any, dtype: mx.Dtype, report: Report, room: Room, kv_bits: int | None) -> Loaded:
     report("warm-up")
     probe = _probe_tokens()
-    kv = proven(model, probe, dtype, room)
+    kv = proven(model, probe, dtype, room, kv_bits)
     report("ready")
     return Loaded(
         model=model,
@@ -165,7 +173,9 @@ def _logits_width(model: Any, tokens: list[int]) -> int:
     return int(model(mx.array([tokens])).shape[-1])
 
 
-def proven(model: Any, probe: list[list[int]], dtype: mx.Dtype, room: Room = UNBOUNDED) -> KV:
+def proven(
+    model: Any, probe: list[list[int]], dtype: mx.Dtype, room: Room = UNBOUNDED, kv_bits: int | None = None
+) -> KV:
     """The first of the model's layouts in which rows give what they give alone.
 
     It is also the warm-up: it compiles the kernels of prefill, decoding and sampling.
@@ -174,9 +184,19 @@ def proven(model: Any, probe: list[list[int]], dtype: mx.Dtype, room: Room = UNB
     if not all(bool(mx.isfinite(logits).all()) for logits in alone):
         raise CannotLoad("its logits are not finite numbers")
     _warm_sampling(mx.stack(alone))
-    for kv in layouts(model, room):
-        if isinstance(kv, Lanes) or _holds(model, kv, probe, alone, TOLERANCE[dtype]):
+    for kv in layouts(model, room, kv_bits):
+        tolerance = TOLERANCE[dtype]
+        if kv_bits is not None:
+            # What the bits take from the logits, they take alone as well; what is rounded may fall to either side.
+            alone = [_last_logits(model, tokens, kv.open()) for tokens in probe]
+            tolerance = max(tolerance, QUANTIZED_TOLERANCE)
+        if isinstance(kv, Lanes) or _holds(model, kv, probe, alone, tolerance):
             return kv
+    if kv_bits is not None:
+        raise CannotLoad(
+            f"kv_bits is {kv_bits}, and that is for models whose layers all keep plain keys and values,"
+            f" in heads of a multiple of {min(quantized.GROUPS)}"
+        )
     raise CannotLoad("its rows can be laid out in no way")
 
 
@@ -194,8 +214,8 @@ def _holds(model: Any, kv: KV, probe: list[list[int]], alone: list[mx.array], to
     return agrees
 
 
-def _last_logits(model: Any, tokens: list[int]) -> mx.array:
-    logits: mx.array = model(mx.array([tokens]))[0, -1].astype(mx.float32)
+def _last_logits(model: Any, tokens: list[int], cache: list[Any] | None = None) -> mx.array:
+    logits: mx.array = model(mx.array([tokens]), cache=cache)[0, -1].astype(mx.float32)
     return logits
 
 
