@@ -11,7 +11,9 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
@@ -27,12 +29,14 @@ END_SECONDS = 2.0
 class Worker:
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        process: subprocess.Popen[bytes],
+        ended: asyncio.Future[int],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         lifeline: int,
     ) -> None:
         self._process = process
+        self._ended = ended
         self._reader = reader
         self._writer = writer
         self._lifeline = lifeline
@@ -51,18 +55,19 @@ class Worker:
             child_ends.callback(os.close, watched)
             our_ends.callback(ours.close)
             our_ends.callback(os.close, lifeline)
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                str(theirs.fileno()),
-                str(watched),
+            # Not by way of the event loop: uvloop 0.23.0 forks and runs Python in the child, whatever locks the threads of
+            # gRPC and of the tokenizers hold, and children of busy servers ended in segmentation faults. This one execs.
+            process = subprocess.Popen(  # noqa: ASYNC220
+                [*command, str(theirs.fileno()), str(watched)],
                 pass_fds=(theirs.fileno(), watched),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
                 # Ctrl-C in a terminal is for the server, which drains; its workers go on until it says so.
                 start_new_session=True,
             )
+            ended = _exit_of(process)
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             our_ends.pop_all()
-        return cls(process, reader, writer, lifeline)
+        return cls(process, ended, reader, writer, lifeline)
 
     @property
     def pid(self) -> int:
@@ -98,7 +103,7 @@ class Worker:
         try:
             self.send(wire.Shutdown())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), END_SECONDS)
+                await asyncio.wait_for(asyncio.shield(self._ended), END_SECONDS)
         finally:
             self._writer.close()
             if self._lifeline >= 0:
@@ -106,8 +111,23 @@ class Worker:
                 self._lifeline = -1
             if self._process.returncode is None:
                 self._process.kill()
-        code = await self._process.wait()
+        code = await asyncio.shield(self._ended)
         return f"exit code {code}" if code >= 0 else f"signal {_name_of(-code)}"
+
+
+def _exit_of(process: subprocess.Popen[bytes]) -> asyncio.Future[int]:
+    """The exit code, once it is gone; a thread waits for it, as asyncio's own would."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def wait() -> None:
+        code = process.wait()
+        # RuntimeError: the loop is closed, and nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(ended.set_result, code)
+
+    threading.Thread(target=wait, name=f"end of {process.pid}", daemon=True).start()
+    return ended
 
 
 def _name_of(number: int) -> str:
