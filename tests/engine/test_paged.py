@@ -199,9 +199,8 @@ def test_a_window_shows_the_last_tokens_alone(store: Any, window: int) -> None:
     token = tuple(
         mx.random.normal((1, heads, 1, 64), key=key) for heads, key in zip((4, 2, 2), random[2:], strict=True)
     )
-    table = kv.table([[2, 0]])
-    kv.write(0, keys, values, table, [50])
-    plan = planned(table, [50], steps=14, part=128)
+    plan = planned(kv, [[2, 0]], [50], steps=14, part=128)
+    kv.write(0, keys, values, plan.table, [50])
     attended = kv.attend(0, (token[0], token[1], token[2]), plan, 0.125, window)
     held = (
         mx.concatenate([one, new], axis=2)[:, :, -window:] for one, new in zip((keys, values), token[1:], strict=True)

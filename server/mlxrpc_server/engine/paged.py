@@ -7,14 +7,15 @@ stored, written and attended to is a `Store`'s affair: a GPU's kernels, or plain
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlxrpc_server.engine import attention
-from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, slabs
+from mlxrpc_server.engine.often import Often
+from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, rounded, slabs
 from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.types import RowId
 
@@ -52,8 +53,11 @@ class Plan:
     """What the rows held when the plan was made."""
     work: mx.array
     """Tokens of a part; then row and part, for each part that may come to be."""
+    width: int
+    """Of the table, in pages."""
     parts: int
     split: bool
+    """Whether any row has more than one."""
     steps: int
     """How many the rows have room for."""
     age: int = 0
@@ -62,10 +66,6 @@ class Plan:
     def held(self) -> list[int]:
         return [length + self.age for length in self.begun]
 
-    def advance(self) -> None:
-        self.lengths = self.lengths + 1
-        self.age += 1
-
 
 class Store(Protocol):
     """Numbered pages of all layers."""
@@ -73,11 +73,17 @@ class Store(Protocol):
     slab: int
     """Memory is taken in slabs of so many pages."""
 
+    compiles: bool
+    """Whether a step may be compiled: all that changes from step to step is in arrays then, and in the tickets."""
+
+    tickets: list[mx.array]
+    """What the next step of each layer has to wait for."""
+
     def hold(self, slabs: int) -> None:
         """From now on there are so many slabs of pages; pages in those that stay keep what they hold."""
 
-    def table(self, rows: Sequence[Sequence[int]]) -> Any:
-        """The rows' pages as the two below want them."""
+    def table(self, rows: Sequence[Sequence[int]], width: int) -> Any:
+        """The rows' pages as the two below want them, with room for so many a row."""
 
     def write(self, layer: int, keys: mx.array, values: mx.array, table: Any, lengths: Sequence[int]) -> None:
         """The first so many tokens of each row of [rows, heads, columns, size]."""
@@ -109,6 +115,7 @@ class Paged:
         self._plan: Plan | None = None
         self._order: list[RowId] = []
         self._layers = [_Layer(self, layer) for layer in range(form.layers)]
+        self._often = Often(self._pass)
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +144,8 @@ class Paged:
             self._lengths[row] = length
         self._hold()
         if any(lengths):
-            table = self._store.table([self._pages.of(row) for row in rows])
+            pages = [self._pages.of(row) for row in rows]
+            table = self._store.table(pages, max(map(len, pages)))
             for layer, prefilled in enumerate(cache):
                 self._store.write(layer, prefilled.keys, prefilled.values, table, lengths)
 
@@ -155,9 +163,23 @@ class Paged:
         return self._order
 
     def decode(self, tokens: mx.array) -> mx.array:
-        logits: mx.array = self._model(tokens[:, None], cache=self._layers)
-        self.plan.advance()
-        return logits[:, -1]
+        plan, store = self.plan, self._store
+        arrays = tokens, plan.lengths, plan.table, plan.work, store.tickets
+        if store.compiles:
+            key = tokens.size, plan.parts, plan.width
+            logits, plan.lengths, store.tickets = self._often(key, *arrays)
+        else:
+            logits, plan.lengths, store.tickets = self._pass(*arrays)
+        plan.age += 1
+        return cast("mx.array", logits)
+
+    def _pass(self, tokens: mx.array, lengths: mx.array, table: Any, work: mx.array, tickets: list[mx.array]) -> Any:
+        """One step in the plan's form, all arrays of which come from outside."""
+        self._plan, plan = replace(self.plan, lengths=lengths, table=table, work=work), self._plan
+        self._store.tickets = list(tickets)
+        logits = self._model(tokens[:, None], cache=self._layers)[:, -1]
+        self._plan = plan
+        return logits, lengths + 1, self._store.tickets
 
     def clear(self) -> None:
         self._store.forget()
@@ -179,8 +201,8 @@ class Paged:
         self._order = list(self._lengths)
         begun = list(self._lengths.values())
         steps = min((len(self._pages.of(row)) * SIZE - length for row, length in self._lengths.items()), default=0)
-        table = self._store.table([self._pages.of(row) for row in self._order])
-        return planned(table, begun, steps, part_tokens(begun, self._form.kv_heads))
+        pages = [self._pages.of(row) for row in self._order]
+        return planned(self._store, pages, begun, steps, part_tokens(begun, self._form.kv_heads))
 
     def _hold(self) -> None:
         """Takes some slabs more than are needed where there is room, and gives back what is far too much."""
@@ -195,16 +217,27 @@ class Paged:
             self._slabs = held
 
 
-def planned(table: Any, lengths: Sequence[int], steps: int, part: int) -> Plan:
-    """For rows of these lengths in these pages, cut into parts of so many tokens."""
+NO_PART = 1 << 30
+"""Of any row: it has nothing to do."""
+
+
+def planned(store: Store, pages: Sequence[Sequence[int]], lengths: Sequence[int], steps: int, part: int) -> Plan:
+    """For rows of these lengths in these pages, cut into parts of so many tokens.
+
+    The table's width and the number of parts are rounded up, so that few forms of a step come to be.
+    """
     parts = [(row, number) for row, length in enumerate(lengths) for number in range((length + steps) // part + 1)]
+    split = len(parts) > len(lengths)
+    parts += [(0, NO_PART)] * (rounded(len(parts)) - len(parts) if split else 0)
+    width = rounded(max(map(len, pages)))
     return Plan(
-        table=table,
+        table=store.table(pages, width),
         lengths=mx.array(list(lengths), dtype=mx.int32),
         begun=list(lengths),
         work=mx.array([part, *(number for one in parts for number in one)], dtype=mx.int32),
+        width=width,
         parts=len(parts),
-        split=len(parts) > len(lengths),
+        split=split,
         steps=steps,
     )
 

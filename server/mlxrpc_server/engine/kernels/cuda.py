@@ -26,6 +26,8 @@ WRITERS = 128
 class CudaStore:
     """Slabs never move: a row's table has the addresses of its pages, and more slabs cost no copy."""
 
+    compiles = True
+
     def __init__(self, form: Form, slab: int) -> None:
         self._form = form
         self.slab = slab
@@ -33,7 +35,7 @@ class CudaStore:
         self._bases: list[int] = []
         self._addresses: list[int] = []
         """Of every page, in the first layer's keys."""
-        self._tickets = [mx.zeros((1,), form.dtype) for _ in range(form.layers)]
+        self.tickets = [mx.zeros((1,), form.dtype) for _ in range(form.layers)]
         self._counters = [mx.zeros((0,), mx.uint32)] * form.layers
         self._places: dict[tuple[int, float, int], mx.array] = {}
 
@@ -44,7 +46,7 @@ class CudaStore:
 
     def hold(self, slabs: int) -> None:
         """Waits for what runs: it may still write."""
-        mx.eval(self._tickets)
+        mx.eval(self.tickets)
         more = [self._new() for _ in range(slabs - len(self._slabs))]
         mx.eval(more)
         self._slabs = self._slabs[:slabs] + [slab for slab, _ in more]
@@ -62,8 +64,8 @@ class CudaStore:
         )
         return slab, address
 
-    def table(self, rows: Sequence[Sequence[int]]) -> mx.array:
-        width = max(map(len, rows))
+    def table(self, rows: Sequence[Sequence[int]], width: int) -> mx.array:
+        self._reserve(len(rows))
         addresses = array("Q")
         for pages in rows:
             addresses.extend(map(self._addresses.__getitem__, pages))
@@ -83,11 +85,11 @@ class CudaStore:
     def write(self, layer: int, keys: mx.array, values: mx.array, table: mx.array, lengths: Sequence[int]) -> None:
         form = self._form
         pages = -(-max(lengths) // SIZE)
-        (self._tickets[layer],) = _write()(
+        (self.tickets[layer],) = _write()(
             inputs=[
                 keys,
                 values,
-                self._tickets[layer],
+                self.tickets[layer],
                 table,
                 mx.array(list(lengths), dtype=mx.int32),
                 self._place(layer, 0.0, 0),
@@ -104,20 +106,20 @@ class CudaStore:
     ) -> mx.array:
         form = self._form
         queries, keys, values = token
-        rows, heads = queries.shape[:2]
+        heads = queries.shape[1]
         threads = 32 * _warps(form.queries)
         partials = plan.parts * heads * (form.head_size + 2) if plan.split else 1
-        attended, _ = _attend()(
+        attended, _, self.tickets[layer] = _attend()(
             inputs=[
                 queries.astype(form.dtype),
                 keys.astype(form.dtype),
                 values.astype(form.dtype),
-                self._tickets[layer],
+                self.tickets[layer],
                 plan.table,
                 plan.lengths,
                 plan.work,
                 self._place(layer, scale, window),
-                self._counter(layer, rows),
+                self._counters[layer],
             ],
             template=[
                 ("T", form.dtype),
@@ -128,22 +130,21 @@ class CudaStore:
             ],
             grid=(plan.parts * form.kv_heads * threads, 1, 1),
             threadgroup=(threads, 1, 1),
-            output_shapes=[queries.shape, (partials,)],
-            output_dtypes=[form.dtype, mx.float32],
+            output_shapes=[queries.shape, (partials,), (1,)],
+            output_dtypes=[form.dtype, mx.float32, form.dtype],
         )
-        self._tickets[layer] = attended
         result: mx.array = attended.astype(queries.dtype)
         return result
 
-    def _counter(self, layer: int, rows: int) -> mx.array:
-        """Zeros, and the kernel leaves zeros behind."""
-        if self._counters[layer].size < rows * self._form.kv_heads:
-            self._counters[layer] = mx.zeros((2 * rows * self._form.kv_heads,), mx.uint32)
-        return self._counters[layer]
+    def _reserve(self, rows: int) -> None:
+        """Counters for so many rows: zeros, and the kernel leaves zeros behind."""
+        if self._counters[0].size < rows * self._form.kv_heads:
+            self._counters = [mx.zeros((2 * rows * self._form.kv_heads,), mx.uint32) for _ in self._counters]
+            mx.eval(self._counters)
 
     def forget(self) -> None:
         mx.synchronize()
-        self._tickets = [mx.zeros((1,), self._form.dtype) for _ in self._tickets]
+        self.tickets = [mx.zeros((1,), self._form.dtype) for _ in self.tickets]
         self._counters = [mx.zeros((0,), mx.uint32) for _ in self._counters]
 
 
@@ -158,7 +159,7 @@ def _attend() -> Any:
     return cuda_kernel(
         "attend",
         inputs=("q", "k", "v", "ticket", "table", "lengths", "work", "place", "counters"),
-        outputs=("out", "partials"),
+        outputs=("out", "partials", "next"),
         call="mlxrpc::attend<T, D, HKV, G, PAGE>(q, k, v, table, table_shape[1], lengths, work, place,"
         " const_cast<uint32_t*>(counters), out, partials);",
     )

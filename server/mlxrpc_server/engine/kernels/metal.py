@@ -27,19 +27,21 @@ SHARED_BYTES = 32 << 10
 class MetalStore:
     """An array of keys and one of values to a layer. They are copied when there are more slabs, or fewer."""
 
+    compiles = False
+
     def __init__(self, form: Form, slab: int) -> None:
         self._form = form
         self.slab = slab
         self._keys = [self._empty(0) for _ in range(form.layers)]
         self._values = [self._empty(0) for _ in range(form.layers)]
-        self._tickets = [mx.zeros((1,), form.dtype) for _ in range(form.layers)]
+        self.tickets = [mx.zeros((1,), form.dtype) for _ in range(form.layers)]
 
     def _empty(self, pages: int) -> mx.array:
         return mx.zeros((pages, self._form.kv_heads, SIZE, self._form.head_size), self._form.dtype)
 
     def hold(self, slabs: int) -> None:
         """Waits for what runs, which may still write, and copies one array at a time."""
-        mx.eval(self._tickets)
+        mx.eval(self.tickets)
         for stored in (self._keys, self._values):
             for layer in range(self._form.layers):
                 stored[layer] = self._resized(stored[layer], slabs * self.slab)
@@ -50,20 +52,19 @@ class MetalStore:
         more = pages - stored.shape[0]
         return mx.concatenate([stored, self._empty(more)]) if more > 0 else mx.contiguous(stored[:pages]) + 0
 
-    def table(self, rows: Sequence[Sequence[int]]) -> mx.array:
-        width = max(map(len, rows))
+    def table(self, rows: Sequence[Sequence[int]], width: int) -> mx.array:
         return mx.array([[*pages, *[0] * (width - len(pages))] for pages in rows], dtype=mx.int32)
 
     def write(self, layer: int, keys: mx.array, values: mx.array, table: mx.array, lengths: Sequence[int]) -> None:
         form = self._form
         pages = -(-max(lengths) // SIZE)
-        (self._tickets[layer],) = _write()(
+        (self.tickets[layer],) = _write()(
             inputs=[
                 keys,
                 values,
                 self._keys[layer],
                 self._values[layer],
-                self._tickets[layer],
+                self.tickets[layer],
                 table,
                 mx.array(list(lengths), dtype=mx.int32),
                 _place(table, 0.0, 0),
@@ -86,14 +87,14 @@ class MetalStore:
         grid = (plan.parts * form.kv_heads * threads, 1, 1)
         place = _place(plan.table, scale, window)
         partials = plan.parts * heads * (form.head_size + 2) if plan.split else 1
-        attended, parts = _attend()(
+        attended, parts, self.tickets[layer] = _attend()(
             inputs=[
                 queries.astype(form.dtype),
                 keys.astype(form.dtype),
                 values.astype(form.dtype),
                 self._keys[layer],
                 self._values[layer],
-                self._tickets[layer],
+                self.tickets[layer],
                 plan.table,
                 plan.lengths,
                 plan.work,
@@ -102,10 +103,9 @@ class MetalStore:
             template=[*template, ("PAGE", SIZE), ("SPLIT", plan.split)],
             grid=grid,
             threadgroup=(threads, 1, 1),
-            output_shapes=[queries.shape, (partials,)],
-            output_dtypes=[form.dtype, mx.float32],
+            output_shapes=[queries.shape, (partials,), (1,)],
+            output_dtypes=[form.dtype, mx.float32, form.dtype],
         )
-        self._tickets[layer] = attended
         if plan.split:
             (attended,) = _combine()(
                 inputs=[parts, plan.lengths, plan.work, place],
@@ -120,7 +120,7 @@ class MetalStore:
 
     def forget(self) -> None:
         mx.synchronize()
-        self._tickets = [mx.zeros((1,), self._form.dtype) for _ in self._tickets]
+        self.tickets = [mx.zeros((1,), self._form.dtype) for _ in self.tickets]
 
 
 def warps(form: Form) -> int:
@@ -144,7 +144,7 @@ def _attend() -> Any:
     return metal_kernel(
         "attend",
         inputs=("q", "k", "v", "key_pages", "value_pages", "ticket", "table", "lengths", "work", "place"),
-        outputs=("out", "partials"),
+        outputs=("out", "partials", "next"),
         call="threadgroup float shared[mlxrpc::Warps<G, D>::SHARED];"
         " mlxrpc::attend<T, D, HKV, G, PAGE, SPLIT>(q, k, v, (device T*)key_pages, (device T*)value_pages, table, lengths,"
         " work, place, out, partials, shared, threadgroup_position_in_grid.x, thread_index_in_threadgroup);",

@@ -13,9 +13,12 @@ Table = Sequence[Sequence[int]]
 
 
 class PlainStore:
+    compiles = False
+
     def __init__(self, form: Form, slab: int) -> None:
         self.slab = slab
         self._form = form
+        self.tickets: list[mx.array] = []
         self._keys = [self._empty() for _ in range(form.layers)]
         self._values = [self._empty() for _ in range(form.layers)]
 
@@ -30,7 +33,7 @@ class PlainStore:
         more = pages - stored.shape[0]
         return mx.concatenate([stored, self._empty(more)]) if more > 0 else stored[:pages]
 
-    def table(self, rows: Table) -> Table:
+    def table(self, rows: Table, width: int) -> Table:
         return [list(pages) for pages in rows]
 
     def write(self, layer: int, keys: mx.array, values: mx.array, table: Table, lengths: Sequence[int]) -> None:

@@ -83,17 +83,17 @@ def _difference(kind: Callable[[Form, int], Store], form: Form, window: int, par
             apart = mx.abs(attended.astype(mx.float32) - expected.astype(mx.float32)).max()
             worst = max(worst, float(apart / mx.abs(expected).max()))
         for plan in plans:
-            plan.advance()
+            plan.lengths, plan.age = plan.lengths + 1, plan.age + 1
     return worst
 
 
 def _begun(store: Store, pages: Sequence[Sequence[int]], held: Sequence[mx.array], part: int) -> Plan:
     store.hold(-(-sum(map(len, pages)) // store.slab))
-    table = store.table(pages)
+    plan = planned(store, pages, LENGTHS, steps=2, part=part)
     keys, values = held
     for layer in range(LAYERS):
-        store.write(layer, keys, values, table, LENGTHS)
-    return planned(table, LENGTHS, steps=2, part=part)
+        store.write(layer, keys, values, plan.table, LENGTHS)
+    return plan
 
 
 def _scattered(counts: Sequence[int]) -> list[list[int]]:
