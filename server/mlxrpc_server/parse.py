@@ -6,18 +6,16 @@ and which of it this server offers; nothing of models, so whatever needs a vocab
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import model_pb2
-from mlxrpc_server import listing, ranges, types
-from mlxrpc_server.errors import InvalidRequest, Violation, not_supported, shortened
+from mlxrpc_server import listing, parse_prompt, ranges, types
+from mlxrpc_server.faults import Faults
 from mlxrpc_server.types import ModelName, RequestId
 
 GenerationRequest = pb.GenerateRequest | pb.StreamGenerateRequest
@@ -25,34 +23,14 @@ GenerationRequest = pb.GenerateRequest | pb.StreamGenerateRequest
 FEATURES = ("output.reasoning", "output.token_ids", "resume", "sampling", "stream_options", "template")
 """The optional fields that are honoured here; Server.features. The others are refused below."""
 
-ROLES = {
-    pb.ROLE_SYSTEM: "system",
-    pb.ROLE_USER: "user",
-    pb.ROLE_ASSISTANT: "assistant",
-    pb.ROLE_TOOL: "tool",
-}
-
 MAX_SEQUENCES = 16
 MAX_SEQUENCE_LENGTH = 256
 MAX_STOP_IDS = 256
 MAX_LOGPROBS = 20
-MAX_NAME_LENGTH = 64
 MAX_TENANT_LENGTH = 128
 MAX_QUERY_LENGTH = 256
 MAX_DELTA_TOKENS = 1024
 MAX_DELTA_DELAY_NS = 10 * 10**9
-
-MAX_FAULTS = 1000
-"""A request with so many faults is answered before the rest of it is read: nobody is shown more, and each takes memory."""
-
-SERVER_VARIABLES = (
-    *("messages", "tools", "add_generation_prompt", "continue_final_message", "enable_thinking"),
-    *("strftime_now", "raise_exception"),
-    *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
-    *("additional_special_tokens", "conversation", "chat_template", "tokenize", "return_dict", "return_tensors"),
-    "tokenizer_kwargs",
-)
-"""What templates are given by the server, by the tokenizer, or as arguments where they are code. Template.variables lists them."""
 
 _LAST_SECOND = 253_402_300_798
 """The last but one of the year 9999: later ones round up into a year that no calendar here has."""
@@ -68,31 +46,6 @@ class CountRequest:
     return_prompt: bool
 
 
-class Faults:
-    """What has been found wrong with one request so far."""
-
-    def __init__(self) -> None:
-        self._found: list[Violation] = []
-
-    def add(self, path: str, description: str) -> None:
-        self._add(Violation(path, description))
-
-    def not_supported(self, path: str) -> None:
-        self._add(not_supported(path))
-
-    def refuse_any(self) -> None:
-        if self._found:
-            self._refuse()
-
-    def _add(self, violation: Violation) -> None:
-        self._found.append(violation)
-        if len(self._found) >= MAX_FAULTS:
-            self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise InvalidRequest(self._found)
-
-
 def generation(request: GenerationRequest, id: RequestId) -> types.Request:
     """One logic for both RPCs: a stream's request has its options in addition."""
     faults = Faults()
@@ -100,7 +53,7 @@ def generation(request: GenerationRequest, id: RequestId) -> types.Request:
     parsed = types.Request(
         id=id,
         model=ModelName(request.model),
-        input=_input(request, faults),
+        input=parse_prompt.prompt(request, faults),
         sampling=_sampling(request.sampling, faults),
         seed=request.sampling.seed if request.sampling.HasField("seed") else None,
         stop=_stop(request.stop, faults),
@@ -119,7 +72,7 @@ def count(request: pb.CountTokensRequest) -> CountRequest:
         faults.not_supported("tools")
     parsed = CountRequest(
         model=ModelName(request.model),
-        input=_input(request, faults),
+        input=parse_prompt.prompt(request, faults),
         return_token_ids=request.return_token_ids,
         return_prompt=request.return_prompt,
     )
@@ -149,7 +102,7 @@ def _refuse_unsupported(request: GenerationRequest, faults: Faults) -> None:
         _refuse_constraint(request.constraint, faults)
     # There is no prompt cache yet: nothing is shared among tenants, and every request bypasses it.
     if len(request.cache.tenant) > MAX_TENANT_LENGTH:
-        _too_long(faults, "cache.tenant", request.cache.tenant, MAX_TENANT_LENGTH)
+        faults.too_long("cache.tenant", request.cache.tenant, MAX_TENANT_LENGTH)
 
 
 def _refuse_tool_choice(given: pb.ToolChoice, faults: Faults) -> None:
@@ -171,99 +124,6 @@ def _refuse_constraint(given: pb.Constraint, faults: Faults) -> None:
         faults.add("constraint", "exactly one kind must be set")
     else:
         faults.not_supported(f"constraint.{kind}")
-
-
-def _input(request: GenerationRequest | pb.CountTokensRequest, faults: Faults) -> types.Input:
-    given = request.input
-    kind = given.WhichOneof("kind")
-    if kind == "conversation":
-        return _conversation(given.conversation, request.template, faults)
-    if request.template.ByteSize():
-        faults.add("template", "goes only with input.conversation")
-    if kind == "text":
-        return types.TextInput(given.text)
-    if kind is None:
-        faults.add("input", "is required: text, conversation or token_ids")
-    elif not given.token_ids.ids:
-        faults.add("input.token_ids.ids", "the prompt is empty: at least one id is needed")
-    return types.TokenInput(tuple(given.token_ids.ids))
-
-
-def _conversation(given: pb.Conversation, template: pb.Template, faults: Faults) -> types.Conversation:
-    path = "input.conversation"
-    if not given.messages:
-        faults.add(f"{path}.messages", "the prompt is empty: at least one message is needed")
-    if given.continue_final_message:
-        faults.not_supported(f"{path}.continue_final_message")
-    return types.Conversation(
-        messages=tuple(
-            _message(message, f"{path}.messages[{place}]", faults) for place, message in enumerate(given.messages)
-        ),
-        enable_thinking=template.enable_thinking if template.HasField("enable_thinking") else None,
-        variables=_variables(template.variables, faults),
-    )
-
-
-def _message(given: pb.Message, path: str, faults: Faults) -> types.Message:
-    _check_role(given, path, faults)
-    if len(given.name) > MAX_NAME_LENGTH:
-        _too_long(faults, f"{path}.name", given.name, MAX_NAME_LENGTH)
-    if not given.parts and not given.reasoning and not given.tool_calls:
-        faults.add(f"{path}.parts", "at least one part is needed; it may be an empty text")
-    return types.Message(
-        role=ROLES.get(given.role, ""),
-        content="".join([_text(part, path, place, faults) for place, part in enumerate(given.parts)]),
-        name=given.name or None,
-        reasoning=given.reasoning or None,
-        tool_call_id=given.tool_call_id or None,
-    )
-
-
-def _check_role(given: pb.Message, path: str, faults: Faults) -> None:
-    """That the role is one, and that the message has no fields of another's."""
-    if given.role not in ROLES:
-        faults.add(f"{path}.role", f"must be system, user, assistant or tool; {given.role} is none of them")
-    if given.tool_calls and given.role == pb.ROLE_ASSISTANT:
-        faults.not_supported(f"{path}.tool_calls")
-    elif given.tool_calls:
-        faults.add(f"{path}.tool_calls", "only an assistant's message has tool calls")
-    if given.reasoning and given.role != pb.ROLE_ASSISTANT:
-        faults.add(f"{path}.reasoning", "only an assistant's message has reasoning")
-    if given.tool_call_id and given.role != pb.ROLE_TOOL:
-        faults.add(f"{path}.tool_call_id", "only a tool's message has a tool_call_id")
-
-
-def _text(part: pb.Part, path: str, place: int, faults: Faults) -> str:
-    """A part's text. The path is put together only for a fault: most parts have none."""
-    kind = part.WhichOneof("kind")
-    if kind is None:
-        faults.add(f"{path}.parts[{place}]", "exactly one kind must be set")
-    elif kind != "text":
-        faults.not_supported(f"{path}.parts[{place}].{kind}")
-    return part.text
-
-
-def _variables(given: str, faults: Faults) -> dict[str, Any]:
-    if not given:
-        return {}
-    path = "template.variables"
-    try:
-        variables = json.loads(given, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        faults.add(path, f"is not JSON: {shortened(str(error))}")
-        return {}
-    if not isinstance(variables, dict):
-        faults.add(path, "is not a JSON object")
-        return {}
-    for name in SERVER_VARIABLES:
-        if name in variables:
-            faults.add(path, f"{name!r} is the server's to give")
-    return variables
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    """Python's parser takes NaN and Infinity, which JSON has not."""
-    raise ValueError(f"{name} is no JSON value")
 
 
 def _sampling(given: model_pb2.Sampling, faults: Faults) -> types.SamplingChoice:
@@ -312,7 +172,7 @@ def _check_sequences(sequences: Sequence[str], faults: Faults) -> None:
         if not sequence:
             faults.add(f"stop.sequences[{place}]", "is empty; a sequence has 1 to 256 characters")
         elif len(sequence) > MAX_SEQUENCE_LENGTH:
-            _too_long(faults, f"stop.sequences[{place}]", sequence, MAX_SEQUENCE_LENGTH)
+            faults.too_long(f"stop.sequences[{place}]", sequence, MAX_SEQUENCE_LENGTH)
 
 
 def _output(given: pb.Output, faults: Faults) -> bool:
@@ -398,14 +258,10 @@ def _filter(given: pb.ListModelsFilter, faults: Faults) -> listing.Filter:
         if state not in known:
             faults.add(f"filter.states[{place}]", f"{state} is no state that a model can be in")
     if len(given.query) > MAX_QUERY_LENGTH:
-        _too_long(faults, "filter.query", given.query, MAX_QUERY_LENGTH)
+        faults.too_long("filter.query", given.query, MAX_QUERY_LENGTH)
     return listing.Filter(
         states=frozenset(given.states),
         words=frozenset(given.query.casefold().split()),
         max_size_bytes=given.max_size_bytes if given.HasField("max_size_bytes") else None,
         capabilities=listing.capability_names(given.capabilities),
     )
-
-
-def _too_long(faults: Faults, path: str, given: str, most: int) -> None:
-    faults.add(path, f"{shortened(given)!r} has {len(given):,} characters; at most {most} are allowed")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import model_pb2
-from mlxrpc_server import listing, parse, types
+from mlxrpc_server import faults, listing, parse, parse_prompt, types
 from mlxrpc_server.errors import InvalidRequest, Violation
 from mlxrpc_server.types import RequestId
 from tests.arbitrary import arbitrary
@@ -201,11 +201,11 @@ def test_too_many_biases_are_refused() -> None:
 
 
 def test_an_endless_list_of_faults_is_cut() -> None:
-    parts = [pb.Part()] * (2 * parse.MAX_FAULTS)
+    parts = [pb.Part()] * (2 * faults.MAX_FAULTS)
     conversation = pb.Conversation(messages=[pb.Message(role=pb.ROLE_USER, parts=parts)])
     with pytest.raises(InvalidRequest) as refused:
         parse.generation(pb.GenerateRequest(input=pb.Input(conversation=conversation)), ID)
-    assert len(refused.value.violations) == parse.MAX_FAULTS
+    assert len(refused.value.violations) == faults.MAX_FAULTS
 
 
 def test_echoed_values_are_cut() -> None:
@@ -276,7 +276,7 @@ def test_a_conversation_arrives_with_what_its_template_is_given() -> None:
     )
 
 
-@pytest.mark.parametrize("name", parse.SERVER_VARIABLES)
+@pytest.mark.parametrize("name", parse_prompt.SERVER_VARIABLES)
 def test_variables_may_not_replace_what_the_server_gives(name: str) -> None:
     (found,) = violations(f'{USER} template {{ variables: \'{{"{name}": 1, "style": 1}}\' }}')
     assert (found.path, found.description) == ("template.variables", f"{name!r} is the server's to give")
@@ -285,7 +285,7 @@ def test_variables_may_not_replace_what_the_server_gives(name: str) -> None:
 def test_the_contract_lists_every_name_that_variables_may_not_have() -> None:
     contract = Path(__file__).parents[2] / "proto/mlxrpc/v1/inference.proto"
     comment = contract.read_text(encoding="utf-8").partition("set themselves are")[2].partition("string variables")[0]
-    assert set(re.findall(r"[a-z]+_?[a-z_]*", comment)) == set(parse.SERVER_VARIABLES)
+    assert set(re.findall(r"[a-z]+_?[a-z_]*", comment)) == set(parse_prompt.SERVER_VARIABLES)
 
 
 def test_counting_makes_the_same_checks() -> None:
