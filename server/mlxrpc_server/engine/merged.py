@@ -64,9 +64,14 @@ class Merged:
         self._apart[row] = _Apart(cache, fed=length > 0)
 
     def leave(self, row: RowId) -> None:
-        """At the next arrangement, with all others that have left by then: each time copies what remains."""
+        """At the next arrangement, with all others that have left by then: each time copies what remains.
+
+        The last one takes everything with it at once: there may be no arrangement for long.
+        """
         if self._apart.pop(row, None) is None:
             self._gone.add(row)
+        if not self._apart and len(self._gone) == len(self._rows):
+            self.clear()
 
     def arrange(self) -> Sequence[RowId]:
         self._drop_gone()
