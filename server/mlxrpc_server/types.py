@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 ModelName = NewType("ModelName", str)
 RequestId = NewType("RequestId", str)
@@ -19,6 +19,14 @@ ENGINE_MAX_TOP_K = 2**31 - 1
 """More means the same, since no vocabulary is so large, and the engine counts in 32 bits with a sign."""
 
 
+class LogProbs(NamedTuple):
+    """How likely a token was at its place, by the model's own distribution, and the likeliest tokens there, in order."""
+
+    chosen: float
+    top_ids: tuple[int, ...] = ()
+    top: tuple[float, ...] = ()
+
+
 class FinishReason(enum.Enum):
     """Why a generation ended well. Errors and cancels are not here: those are statuses."""
 
@@ -26,6 +34,7 @@ class FinishReason(enum.Enum):
     STOP_SEQUENCE = "stop_sequence"
     MAX_TOKENS = "max_tokens"
     CONTEXT_LENGTH = "context_length"
+    TOOL_CALLS = "tool_calls"
 
 
 class ModelState(enum.Enum):
@@ -121,12 +130,41 @@ class TokenInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """What a model may call. The parameters are a JSON schema of an object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str
+    """A JSON object as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether tools are called: as the model likes, one of those named, or none."""
+
+    names: tuple[str, ...] = ()
+    """One of these must be called; empty: the model decides."""
+    once: bool = False
+    """One call and no more, as where the caller named the tool."""
+    none: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     role: str
     content: str
     name: str | None = None
     reasoning: str | None = None
     tool_call_id: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +174,11 @@ class Conversation:
     messages: tuple[Message, ...]
     enable_thinking: bool | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Tool, ...] = ()
+    hides_tools: bool = False
+    """The template is given none of them."""
+    continues: bool = False
+    """The last message is the beginning of the answer."""
 
 
 Input = TextInput | TokenInput | Conversation
@@ -182,6 +225,9 @@ class Request:
     token_details: bool = False
     """Whether each delta tells its tokens' bytes too."""
     coalescing: Coalescing = Coalescing()
+    tool_choice: ToolChoice = ToolChoice()
+    inline_reasoning: bool = False
+    """Reasoning is left in the text, as the model wrote it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,13 @@ from typing import Any, cast
 import mlx.core as mx
 
 from mlxrpc_server.engine.kv import KV
+from mlxrpc_server.engine.logprobs import Asked, Unread
+from mlxrpc_server.engine.minimum import Minimum
 from mlxrpc_server.engine.pace import Pace
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.engine.wire import Left
-from mlxrpc_server.types import RowId
+from mlxrpc_server.types import LogProbs, RowId
 
 Clock = Callable[[], float]
 
@@ -38,6 +40,8 @@ class Outcome:
 
     step: int
     tokens: list[tuple[RowId, int]] = field(default_factory=list)
+    logprobs: list[LogProbs | None] = field(default_factory=list)
+    """One for each token, None where its row did not ask."""
     left: list[tuple[RowId, Left]] = field(default_factory=list)
     prefilled: list[tuple[RowId, int]] = field(default_factory=list)
     preempted: list[RowId] = field(default_factory=list)
@@ -58,6 +62,7 @@ class Drawn:
     rows: list[Row | None]
     """None in the place of a row that has gone since."""
     tokens: mx.array
+    logprobs: Unread | None
     prefilled: int
     """Prompt tokens that the device has to take before it."""
     at: float
@@ -77,6 +82,8 @@ class Batch:
         self._unread: deque[Drawn] = deque()
         self._draws: Draws | None = None
         self._drawing: list[Row] = []
+        self._minimum = Minimum([])
+        self._asked = Asked([])
         self._read_at = 0.0
         self._outcome = Outcome(0)
         self._arrivals = 0
@@ -299,9 +306,11 @@ class Batch:
         rows = [self._decoding[row] for row in self._kv.arrange()]
         fed = self._last_tokens(rows)
         positions = mx.array([row.length for row in rows], dtype=mx.uint32)
-        tokens = self._draws_of(rows, fed).draw(self._kv.decode(fed), positions)
-        mx.async_eval(tokens)  # type: ignore[no-untyped-call]
-        self._unread.append(Drawn(list(rows), tokens, prefilled, self._clock()))
+        draws, logits = self._draws_of(rows, fed), self._kv.decode(fed)
+        tokens = draws.draw(self._minimum.apply(logits), positions)
+        logprobs = self._asked.of(logits, tokens)
+        mx.async_eval(tokens, *(logprobs.arrays if logprobs else ()))  # type: ignore[no-untyped-call]
+        self._unread.append(Drawn(list(rows), tokens, logprobs, prefilled, self._clock()))
         for row in rows:
             row.unread += 1
             if row.spent:
@@ -325,6 +334,8 @@ class Batch:
         if self._draws is None or self._drawing != rows:
             unread = mx.where(mx.array([row.unread > 0 for row in rows]), fed.astype(mx.int32), -1)
             self._draws = Draws([row.sampling for row in rows], [row.history for row in rows], unread)
+            self._minimum = Minimum(rows)
+            self._asked = Asked([row.logprobs for row in rows])
             self._drawing = rows
         return self._draws
 
@@ -334,10 +345,11 @@ class Batch:
         while len(self._unread) > ahead:
             drawn = self._unread.popleft()
             tokens = cast("list[int]", drawn.tokens.tolist())
+            logprobs = drawn.logprobs.read() if drawn.logprobs else {}
             self._measure(drawn)
-            for row, token in zip(drawn.rows, tokens, strict=True):
+            for place, (row, token) in enumerate(zip(drawn.rows, tokens, strict=True)):
                 if row is not None:
-                    self._gain(row, token)
+                    self._gain(row, token, logprobs.get(place))
 
     def _measure(self, drawn: Drawn) -> None:
         """The device began with it when it was dispatched, or when it had done the one before."""
@@ -345,9 +357,10 @@ class Batch:
         self._pace.stepped(drawn.prefilled, now - max(drawn.at, self._read_at))
         self._read_at = now
 
-    def _gain(self, row: Row, token: int) -> None:
+    def _gain(self, row: Row, token: int, logprobs: LogProbs | None) -> None:
         ended = row.gain(token)
         self._outcome.tokens.append((row.id, token))
+        self._outcome.logprobs.append(logprobs)
         if ended is not None:
             self._take_out(row)
             self._outcome.left.append((row.id, ended))

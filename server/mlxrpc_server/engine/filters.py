@@ -160,8 +160,8 @@ class _TopK:
     def _ordered(self, logits: mx.array) -> mx.array:
         """As many of each row's largest as any row keeps, in order."""
         depth = max([top_k for top_k in self._top_ks if top_k < logits.shape[-1]], default=1)
-        keys = mx.sort(_largest(_key(logits.view(mx.int32)), depth), axis=-1)[:, ::-1]
-        return _key(keys).view(mx.float32)
+        keys = mx.sort(_largest(key(logits.view(mx.int32)), depth), axis=-1)[:, ::-1]
+        return key(keys).view(mx.float32)
 
 
 def _largest(values: mx.array, count: int) -> mx.array:
@@ -170,6 +170,6 @@ def _largest(values: mx.array, count: int) -> mx.array:
     return values if count >= width else mx.partition(values, kth=width - count, axis=-1)[:, width - count :]
 
 
-def _key(bits: mx.array) -> mx.array:
+def key(bits: mx.array) -> mx.array:
     """A float's bits as an integer of the same order, or such an integer as the float's bits."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -66,7 +66,10 @@ class Loop:
                 produced=submit.produced,
                 sampling=submit.sampling,
                 max_tokens=submit.max_tokens,
-                stop_ids=frozenset(submit.stop_ids),
+                # What the logits do not have is never drawn.
+                stop_ids=frozenset(token for token in submit.stop_ids if token < self._vocabulary_size),
+                logprobs=submit.logprobs,
+                min_tokens=submit.min_tokens,
             )
         )
 
@@ -112,4 +115,5 @@ def _told(outcome: Outcome) -> wire.Step:
         prefilled=outcome.prefilled,
         prefill_seconds=outcome.prefill_seconds,
         seconds=outcome.seconds,
+        logprobs=outcome.logprobs if any(outcome.logprobs) else [],
     )

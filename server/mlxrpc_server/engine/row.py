@@ -21,6 +21,10 @@ class Row:
     sampling: Sampling
     max_tokens: int
     stop_ids: frozenset[int]
+    logprobs: int = -1
+    """Of how many of the likeliest tokens beside each drawn one; -1 for none at all."""
+    min_tokens: int = 0
+    """How many it must have before a stop id can be drawn."""
     unread: int = 0
     """Tokens that were drawn behind `produced` and that nobody has read yet."""
     cache: list[Any] = field(default_factory=list)
@@ -55,6 +59,11 @@ class Row:
     def spent(self) -> bool:
         """Whether every token that it may produce has been drawn."""
         return len(self.produced) + self.unread >= self.max_tokens
+
+    @property
+    def early(self) -> bool:
+        """Whether its next token cannot be one that ends it."""
+        return len(self.produced) + self.unread < self.min_tokens
 
     @property
     def suspected(self) -> bool:

@@ -1,7 +1,7 @@
 """Runs made-up rows through a model's layout, so that no request waits for what a device compiles at its first use.
 
 Knows which shapes serving meets: few rows and many, short prompts together and long ones in chunks, greedy rows and
-rows with every filter.
+rows with every filter, with log-probabilities and without.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mlxrpc_server.types import RowId, Sampling
 
 LONG, SHORT = 600, 40
 TOKENS = 3
+LOGPROBS = 5
 SAMPLINGS = (
     Sampling(temperature=0.7, top_p=0.9, top_k=0, min_p=0.0, seed=1),
     Sampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0),
@@ -30,16 +31,24 @@ def warm(model: Any, kv: KV, *, max_rows: int, prefill_tokens: int) -> None:
     for rows in row_counts(max_rows):
         batch = Batch(model, kv, max_rows=max_rows, prefill_tokens=prefill_tokens, clock=time.perf_counter)
         for number in range(rows):
-            length = SHORT + number % 7 if number else LONG
-            batch.submit(made_up(RowId(number), length, SAMPLINGS[number % len(SAMPLINGS)]))
+            batch.submit(made_up(number))
         while not batch.idle:
             batch.step()
 
 
-def made_up(row: RowId, length: int, sampling: Sampling) -> Row:
+def made_up(number: int) -> Row:
     """From ids that every vocabulary has."""
-    prompt = [(7 * row + 3 * place) % 64 for place in range(length)]
-    return Row(row, prompt, [], sampling, TOKENS, frozenset())
+    length = SHORT + number % 7 if number else LONG
+    return Row(
+        id=RowId(number),
+        prompt=[(7 * number + 3 * place) % 64 for place in range(length)],
+        produced=[],
+        sampling=SAMPLINGS[number % len(SAMPLINGS)],
+        max_tokens=TOKENS,
+        stop_ids=frozenset({0}),
+        logprobs=LOGPROBS if number % 2 else -1,
+        min_tokens=TOKENS,
+    )
 
 
 def row_counts(most: int) -> Iterator[int]:

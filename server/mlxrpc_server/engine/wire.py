@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from mlxrpc_server.types import RowId, Sampling
+from mlxrpc_server.types import LogProbs, RowId, Sampling
 
 MAX_FRAME = 256 * 1024 * 1024
 """A frame above this is a broken peer, not a message: the longest prompts take a few megabytes."""
@@ -50,6 +50,10 @@ class Submit(Message, frozen=True):
     max_tokens: int
     """Of all tokens that the row may produce, those in `produced` counted."""
     stop_ids: list[int]
+    logprobs: int = -1
+    """Of how many of the likeliest tokens beside each drawn one; -1 for none at all."""
+    min_tokens: int = 0
+    """Until the row has so many, those in `produced` counted, none of its stop ids is drawn."""
 
 
 class Cancel(Message, frozen=True):
@@ -109,6 +113,8 @@ class Step(Message, frozen=True):
     prefill_seconds: float
     seconds: float
     """The whole step."""
+    logprobs: list[LogProbs | None] = []
+    """One for each token, None where its row did not ask; empty where none did."""
 
 
 class Stats(Message, frozen=True):
