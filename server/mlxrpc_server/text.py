@@ -20,17 +20,25 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlxrpc_server.stops import StopMatcher
+from mlxrpc_server.types import ToolCall
 from mlxrpc_server.vocabulary import Vocabulary
 
 
 class TextDelta(NamedTuple):
-    """Whole tokens and exactly their text; no tokens, no text."""
+    """Whole tokens and exactly what they say; no tokens, no text."""
 
     token_ids: tuple[int, ...]
     text: str
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
     def joined(self, next: TextDelta) -> TextDelta:
-        return TextDelta(self.token_ids + next.token_ids, self.text + next.text)
+        return TextDelta(
+            self.token_ids + next.token_ids,
+            self.text + next.text,
+            self.reasoning + next.reasoning,
+            self.calls + next.calls,
+        )
 
 
 class _Run:
@@ -68,6 +76,8 @@ class TextStream:
     def __init__(self, vocabulary: Vocabulary, stop_sequences: Sequence[str] = ()) -> None:
         self.token_count = 0
         """Tokens reported so far, replayed ones included."""
+        self.reasoning_tokens = 0
+        self.only_calls = False
         self._vocabulary = vocabulary
         self._stops = StopMatcher(stop_sequences)
         self._opened = False
@@ -102,7 +112,7 @@ class TextStream:
         delta = self._release(self._stops.begin)
         return self._report(delta if self.matched is None else self._cut(delta))
 
-    def finish(self) -> TextDelta:
+    def finish(self, *, stopped: bool = False) -> TextDelta:  # noqa: ARG002
         """The rest, once no more ids come. An unfinished character is left out, its tokens are not."""
         self._held.append(self._run)
         self._run = _Run(self._run.end)

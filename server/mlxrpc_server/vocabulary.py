@@ -25,7 +25,14 @@ _SAMPLE = "é 안😀"
 class Vocabulary:
     """Token id to bytes. Special tokens, holes and ids beyond the table say nothing."""
 
-    def __init__(self, pieces: Sequence[bytes], openings: Mapping[int, bytes] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[bytes],
+        openings: Mapping[int, bytes] = MappingProxyType({}),
+        marks: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        self.marks = dict(marks)
+        """How the special tokens are written, which have no text."""
         self._pieces = tuple(pieces)
         self._openings = dict(openings)
         self._texts: dict[int, str | None] = {}
@@ -50,7 +57,8 @@ class Vocabulary:
             opening = spelling.opening(token, pieces[number])
             if opening != pieces[number]:
                 openings[number] = opening
-        return cls(pieces, openings)
+        marks = {number: tokens[number] or "" for number in special if number < len(tokens)}
+        return cls(pieces, openings, marks)
 
     def __len__(self) -> int:
         return len(self._pieces)
