@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import time
 import traceback
@@ -93,11 +94,10 @@ class Attention:
         self.queries = mx.random.normal((rows, 16, 1, 128)).astype(mx.bfloat16)
         self.mask = (mx.arange(length)[None] < mx.array(self.lengths)[:, None])[:, None, None]
         self.store = CudaStore(self.FORM, SLAB)
-        pages = -(-length // SIZE) + 1
-        numbers = list(range(rows * pages))
+        numbers = list(range(rows * (-(-length // SIZE) + 1)))
         self.store.hold(-(-len(numbers) // SLAB))
-        self.table = self.store.table([numbers[row::rows][::-1] for row in range(rows)])
-        self.store.write(0, self.keys, self.values, self.table, self.lengths)
+        self.pages = [numbers[row::rows][::-1] for row in range(rows)]
+        self.store.write(0, self.keys, self.values, self.store.table(self.pages, len(self.pages[0])), self.lengths)
         mx.eval(self.queries, self.mask)
 
     def measure(self) -> None:
@@ -114,7 +114,7 @@ class Attention:
         )
 
     def paged(self, part: int) -> float:
-        plan = planned(self.table, self.lengths, steps=8, part=part)
+        plan = planned(self.store, self.pages, self.lengths, steps=8, part=part)
         token = (self.queries, self.keys[:, :, :1], self.values[:, :, :1])
         mx.eval(token, plan.lengths, plan.work)
         return microseconds(lambda: self.store.attend(0, token, plan, self.SCALE, 0))
@@ -159,8 +159,16 @@ def draw_check() -> None:
             mine = mx.take_along_axis(scores, tokens[:, None].astype(mx.int32), axis=-1)[:, 0]
             best = scores.max(axis=-1)
             same += int((tokens == mx.argmax(scores, axis=-1)).sum())
-            apart += int((mine < best - 1e-4 * mx.maximum(1.0, mx.abs(best))).sum())
+            wrong = mine < best - 1e-4 * mx.maximum(1.0, mx.abs(best))
+            apart += int(wrong.sum())
             total += 90
+            for row in [row for row in range(90) if wrong[row]][:4]:
+                at, likely = int(tokens[row]), int(mx.argmax(scores[row]))
+                tell(
+                    kind=kinds[row % 9],
+                    tokens=(at, likely),
+                    logits=(float(logits[row, at]), float(logits[row, likely])),
+                )
         tell(width=width, dtype=str(dtype), same=same, of=total, not_near_ties=apart)
 
 
@@ -264,13 +272,13 @@ def greedy(logits: mx.array) -> mx.array:
     return mx.argmax(logits, axis=-1)
 
 
-def tokens_per_second(rows: Static | Ragged, draw: Callable[[mx.array], mx.array], times: int = 64) -> float:
+def tokens_per_second(rows: Static | Ragged, draw: Callable[[mx.array], mx.array], warm: int = 30) -> float:
     """Each step is dispatched before the one before it is read."""
     tokens = mx.zeros((rows.rows,), mx.uint32)
-    for _ in range(6):
+    for _ in range(warm):
         tokens = draw(rows.logits(tokens))
-    mx.eval(tokens)
-    begun = time.perf_counter()
+        mx.eval(tokens)
+    times, begun = 64, time.perf_counter()
     for _ in range(times):
         following = draw(rows.logits(tokens))
         mx.async_eval(following)  # type: ignore[no-untyped-call]
@@ -287,10 +295,10 @@ def model_speed() -> None:
             static = tokens_per_second(Static(model, rows, length), greedy)
             mx.clear_cache()
             ragged = Ragged(model, rows, length)
-            ours = tokens_per_second(ragged, greedy)
+            ours = tokens_per_second(ragged, greedy, warm=60)
             columns = fused.columns([sampling(0.7, top_p=0.9, seed=row) for row in range(rows)], 1e-6)
             draw = functools.partial(_drawn, mx.arange(rows, dtype=mx.uint32), columns)
-            sampled = tokens_per_second(ragged, draw)
+            sampled = tokens_per_second(ragged, draw, warm=60)
             tell(
                 length=length,
                 rows=rows,
@@ -311,55 +319,31 @@ def _drawn(positions: mx.array, columns: fused.Columns, logits: mx.array) -> mx.
 def host() -> None:
     """Where a step's time goes, and what compiling all of it changes."""
     model = qwen()
-    for rows in (1, 8, 32):
+    for rows in (1, 8, 64):
         ragged = Ragged(model, rows, 128)
-        tell(rows=rows, **stages(ragged))
-        ragged = Ragged(model, rows, 128)
-        ragged.kv.arrange()
-        step = functools.partial(whole_step, model, ragged)
-        for compiled in (False, True):
-            tell(rows=rows, compiled=compiled, **stepped(ragged, mx.compile(step) if compiled else step))
+        ragged.store.compiles = False
+        eager = tokens_per_second(ragged, greedy, warm=40)
+        tell(rows=rows, compiled=False, tokens_per_second=eager, **stages(ragged))
+        ragged.store.compiles = True
+        compiled = tokens_per_second(ragged, greedy, warm=80)
+        tell(rows=rows, compiled=True, tokens_per_second=compiled, **stages(ragged))
 
 
 def stages(rows: Ragged) -> dict[str, int]:
     """Microseconds of a step, its parts one after another."""
     tokens = mx.zeros((rows.rows,), mx.uint32)
     took = [0.0, 0.0, 0.0]
-    for turn in range(28):
+    for _ in range(20):
         begun = time.perf_counter()
         following = greedy(rows.logits(tokens))
         built = time.perf_counter()
         mx.async_eval(following)  # type: ignore[no-untyped-call]
         dispatched = time.perf_counter()
         mx.eval(following)
-        if turn >= 8:
-            took = [
-                sum(pair)
-                for pair in zip(took, (built - begun, dispatched - built, time.perf_counter() - begun), strict=True)
-            ]
+        parts = built - begun, dispatched - built, time.perf_counter() - begun
+        took = [sum(pair) for pair in zip(took, parts, strict=True)]
         tokens = following
     return dict(zip(("built", "dispatched", "whole"), (round(one / 20 * 1e6) for one in took), strict=True))
-
-
-def whole_step(model: Any, rows: Ragged, tokens: mx.array, lengths: mx.array, tickets: list[mx.array]) -> Any:
-    store, plan = rows.store, rows.kv.plan
-    store._tickets, plan.lengths = list(tickets), lengths  # noqa: SLF001
-    logits = model(tokens[:, None], cache=rows.kv._layers)[:, -1]  # noqa: SLF001
-    return greedy(logits), lengths + 1, list(store._tickets)  # noqa: SLF001
-
-
-def stepped(rows: Ragged, step: Any) -> dict[str, int]:
-    tokens, lengths = mx.zeros((rows.rows,), mx.uint32), rows.kv.plan.begun
-    held, tickets = mx.array(lengths, dtype=mx.int32), list(rows.store._tickets)  # noqa: SLF001
-    took: list[float] = []
-    for _ in range(14):
-        begun = time.perf_counter()
-        following, held, tickets = step(tokens, held, tickets)
-        mx.async_eval(following, held, tickets)  # type: ignore[no-untyped-call]
-        tokens.tolist()
-        tokens = following
-        took.append(time.perf_counter() - begun)
-    return {"step": round(sorted(took)[len(took) // 2] * 1e6), "first": round(took[0] * 1e6)}
 
 
 def join() -> None:
@@ -375,24 +359,26 @@ def join() -> None:
         36: lambda: kv.leave(RowId(3)),
     }
     tokens = mx.zeros((31,), mx.uint32)
-    took: list[float] = []
-    for turn in range(40):
-        begun = time.perf_counter()
+    took: list[list[float]] = []
+    for turn in range(44):
+        times = [time.perf_counter()]
         events.get(turn, lambda: None)()
+        times.append(time.perf_counter())
         rows = len(kv.arrange())
+        times.append(time.perf_counter())
         following = greedy(kv.decode(tokens if tokens.size == rows else mx.zeros((rows,), mx.uint32)))
+        times.append(time.perf_counter())
         mx.async_eval(following)  # type: ignore[no-untyped-call]
+        times.append(time.perf_counter())
         tokens.tolist()
         tokens = following
-        took.append(round((time.perf_counter() - begun) * 1e3, 2))
-    tell(
-        milliseconds=sorted(took[4:12])[4],
-        join_of_4=took[12:16],
-        leave=took[20:24],
-        join_of_4096=took[28:32],
-        leave_of_4096=took[36:40],
-        gigabytes=round(kv.nbytes / 1e9, 1),
-    )
+        times.append(time.perf_counter())
+        parts = [after - before for before, after in itertools.pairwise(times)]
+        took.append([round(1e3 * one, 2) for one in (sum(parts), *parts)])
+    tell(order="whole, event, arrange, build, dispatch, read", usual_ms=sorted(took[4:12])[4])
+    for name, turn in (("join of 4", 12), ("leave", 20), ("join of 4096", 28), ("leave of 4096", 36)):
+        tell(event=name, steps=took[turn : turn + 3])
+    tell(gigabytes=round(kv.nbytes / 1e9, 1))
 
 
 SECTIONS = {

@@ -5,13 +5,13 @@
 #include "draw.cu"
 #include "write.cu"
 
-constexpr int PAGE = 32;
+constexpr int PAGE = 32, STAGES = 3;
 
 template <typename T, int D, int HKV, int G>
 void attend(const void* q, const void* k, const void* v, const uint64_t* table, int width, const int* lengths,
             const int* work, const int64_t* place, uint32_t* counters, void* out, float* partials, int items) {
   simt::launch({static_cast<unsigned>(items * HKV), 1, 1}, mlxrpc::Warps<G>::ALL * 32, [=] {
-    mlxrpc::attend<T, D, HKV, G, PAGE>(static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
+    mlxrpc::attend<T, D, HKV, G, PAGE, STAGES>(static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
                                        table, width, lengths, work, place, counters, static_cast<T*>(out), partials);
   });
 }

@@ -17,7 +17,8 @@ using std::min;
 
 #define __device__
 #define __shared__ static
-#define __forceinline__ inline
+// Shared memory whose size is told at the launch.
+#define RING(name) static uint4 name[1 << 14]
 
 struct uint4 {
   uint32_t x, y, z, w;

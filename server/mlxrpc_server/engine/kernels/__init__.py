@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ import mlx.core as mx
 FOLDER = Path(__file__).parent
 
 
-def cuda_kernel(name: str, inputs: Sequence[str], outputs: Sequence[str], call: str) -> Any:
-    """What `name.cu` has, called as `call` says."""
-    return _kernel(mx.fast.cuda_kernel, f"{name}.cu", inputs, outputs, call)
+def cuda_kernel(name: str, inputs: Sequence[str], outputs: Sequence[str], call: str, shared: int = 0) -> Any:
+    """What `name.cu` has, called as `call` says, with so many bytes of shared memory beside what it declares."""
+    made = functools.partial(mx.fast.cuda_kernel, shared_memory=shared)
+    return _kernel(made, f"{name}.cu", inputs, outputs, call)
 
 
 def metal_kernel(name: str, inputs: Sequence[str], outputs: Sequence[str], call: str) -> Any:

@@ -10,9 +10,31 @@
 //   place    this layer's bytes behind a page's address, for keys and for values; the window (0: none); the scale's bits
 //   counters [rows, HKV]: parts that are done, zero before and after
 
+#ifndef RING
+#define RING(name) extern __shared__ uint4 name[]
+#endif
+
 namespace mlxrpc {
 
 constexpr float LEAST = -1e30f;
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+// Sixteen bytes, or zeros where there is nothing wanted.
+__device__ void copy_later(uint4* to, const uint4* from, bool wanted) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(wanted ? 16 : 0) : "memory");
+}
+__device__ void end_of_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int GROUPS>
+__device__ void wait_for_all_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
+#else
+__device__ void copy_later(uint4* to, const uint4* from, bool wanted) { *to = wanted ? *from : make_uint4(0, 0, 0, 0); }
+__device__ void end_of_group() {}
+template <int GROUPS>
+__device__ void wait_for_all_but() {}
+#endif
 
 template <typename T, int D>
 struct Head {
@@ -25,6 +47,21 @@ struct Head {
   static_assert(D % VECTOR == 0, "a head is whole loads of 16 bytes");
 
   uint4 raw[LOADS];
+
+  // Into a ring in shared memory, while other tokens are computed with. A lane takes what it has fetched itself.
+  __device__ static void fetch(uint4* ring, const T* from, int lane, bool wanted) {
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+      const int vector = i * LANES + lane;
+      const bool mine = wanted && vector < VECTORS;
+      copy_later(ring + 32 * i, reinterpret_cast<const uint4*>(from) + (mine ? vector : 0), mine);
+    }
+  }
+
+  __device__ void take(const uint4* ring) {
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) raw[i] = ring[32 * i];
+  }
 
   __device__ void load(const T* from, int lane, bool wanted) {
 #pragma unroll
@@ -124,7 +161,7 @@ struct Warps {
   static constexpr int ALL = ROLES * TEAMS;
 };
 
-template <typename T, int D, int HKV, int G, int PAGE>
+template <typename T, int D, int HKV, int G, int PAGE, int STAGES>
 __device__ void attend(const T* q, const T* k, const T* v, const uint64_t* table, int width, const int* lengths,
                        const int* work, const int64_t* place, uint32_t* counters, T* out, float* partials) {
   using Vectors = Head<T, D>;
@@ -133,6 +170,8 @@ __device__ void attend(const T* q, const T* k, const T* v, const uint64_t* table
   constexpr int GROUPS = 32 / Vectors::LANES;
   constexpr int TILE = W::TEAMS * GROUPS * UNROLL;
   constexpr int PARTIAL = G * (D + 2);
+  // Of a warp's place in the ring: for one token, and for the keys or the values of a tile.
+  constexpr int EACH = 32 * Vectors::LOADS, TAKEN = UNROLL * EACH;
   static_assert(PAGE % UNROLL == 0, "tokens that are read together lie in one page");
 
   const int item = blockIdx.x / HKV, head = blockIdx.x % HKV;
@@ -153,21 +192,43 @@ __device__ void attend(const T* q, const T* k, const T* v, const uint64_t* table
   answer.ask(q + (queries + role * W::HEADS) * D, lane, heads, __int_as_float(static_cast<int>(place[3])) * 1.44269504f);
 
   const int begin = max(part * chunk, least), end = min((part + 1) * chunk, length);
-  int token = begin / UNROLL * UNROLL + (team * GROUPS + group) * UNROLL;
-  uint64_t page = token < end ? pages[token / PAGE] : 0;
-  for (int base = begin / UNROLL * UNROLL; base < end; base += TILE, token += TILE) {
+  const int first = begin / UNROLL * UNROLL, tiles = end > first ? (end - first + TILE - 1) / TILE : 0;
+  const int token = first + (team * GROUPS + group) * UNROLL;
+  RING(ring);
+  uint4* mine = ring + warp * STAGES * 2 * TAKEN + threadIdx.x % 32;
+  const auto page_of = [&](int tile) { return token + tile * TILE < end ? pages[(token + tile * TILE) / PAGE] : 0; };
+  const auto seen_in = [&](int tile, int t) { return token + tile * TILE + t >= begin && token + tile * TILE + t < end; };
+  const auto fetch = [&](int tile, uint64_t page) {
+    if (tile < tiles) {
+      uint4* stage = mine + tile % STAGES * 2 * TAKEN;
+      // Where there is nothing to fetch there still is an address, though nothing is read from it.
+      const uint64_t at = page ? page : pages[0];
+      const size_t in = in_page + (token + tile * TILE) % PAGE * D;
+      const T* keys = reinterpret_cast<const T*>(at + place[0]) + in;
+      const T* values = reinterpret_cast<const T*>(at + place[1]) + in;
+#pragma unroll
+      for (int t = 0; t < UNROLL; t++) Vectors::fetch(stage + t * EACH, keys + t * D, lane, seen_in(tile, t));
+#pragma unroll
+      for (int t = 0; t < UNROLL; t++) Vectors::fetch(stage + TAKEN + t * EACH, values + t * D, lane, seen_in(tile, t));
+    }
+    end_of_group();
+  };
+#pragma unroll
+  for (int tile = 0; tile < STAGES - 1; tile++) fetch(tile, page_of(tile));
+  uint64_t page = page_of(STAGES - 1);
+  for (int tile = 0; tile < tiles; tile++) {
+    fetch(tile + STAGES - 1, page);
+    page = page_of(tile + STAGES);
+    wait_for_all_but<STAGES - 1>();
+    const uint4* stage = mine + tile % STAGES * 2 * TAKEN;
     Vectors key[UNROLL], value[UNROLL];
     bool seen[UNROLL];
-    const T* keys = reinterpret_cast<const T*>(page + place[0]) + in_page + token % PAGE * D;
-    const T* values = reinterpret_cast<const T*>(page + place[1]) + in_page + token % PAGE * D;
 #pragma unroll
     for (int t = 0; t < UNROLL; t++) {
-      seen[t] = token + t >= begin && token + t < end;
-      key[t].load(keys + t * D, lane, seen[t]);
+      key[t].take(stage + t * EACH);
+      value[t].take(stage + TAKEN + t * EACH);
+      seen[t] = seen_in(tile, t);
     }
-#pragma unroll
-    for (int t = 0; t < UNROLL; t++) value[t].load(values + t * D, lane, seen[t]);
-    page = token + TILE < end ? pages[(token + TILE) / PAGE] : 0;
     answer.hear(key, value, seen);
   }
 

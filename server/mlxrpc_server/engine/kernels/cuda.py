@@ -22,6 +22,12 @@ from mlxrpc_server.engine.pages import SIZE
 WRITERS = 128
 """Threads that write one page."""
 
+STAGES = 3
+"""Of a warp's tokens, so many times as many as it computes with at once are on their way from memory."""
+
+STAGE_BYTES = 4096
+"""Keys and values that a warp computes with at once."""
+
 
 class CudaStore:
     """Slabs never move: a row's table has the addresses of its pages, and more slabs cost no copy."""
@@ -109,7 +115,7 @@ class CudaStore:
         heads = queries.shape[1]
         threads = 32 * _warps(form.queries)
         partials = plan.parts * heads * (form.head_size + 2) if plan.split else 1
-        attended, _, self.tickets[layer] = _attend()(
+        attended, _, self.tickets[layer] = _attend(threads // 32)(
             inputs=[
                 queries.astype(form.dtype),
                 keys.astype(form.dtype),
@@ -127,6 +133,7 @@ class CudaStore:
                 ("HKV", form.kv_heads),
                 ("G", form.queries),
                 ("PAGE", SIZE),
+                ("STAGES", STAGES),
             ],
             grid=(plan.parts * form.kv_heads * threads, 1, 1),
             threadgroup=(threads, 1, 1),
@@ -155,13 +162,14 @@ def _warps(group: int) -> int:
 
 
 @functools.cache
-def _attend() -> Any:
+def _attend(warps: int) -> Any:
     return cuda_kernel(
         "attend",
         inputs=("q", "k", "v", "ticket", "table", "lengths", "work", "place", "counters"),
         outputs=("out", "partials", "next"),
-        call="mlxrpc::attend<T, D, HKV, G, PAGE>(q, k, v, table, table_shape[1], lengths, work, place,"
+        call="mlxrpc::attend<T, D, HKV, G, PAGE, STAGES>(q, k, v, table, table_shape[1], lengths, work, place,"
         " const_cast<uint32_t*>(counters), out, partials);",
+        shared=warps * STAGES * STAGE_BYTES,
     )
 
 

@@ -155,6 +155,13 @@ __device__ uint32_t row_key(uint32_t low, uint32_t high, uint32_t position, uint
   return mixed(mixed(mixed(low ^ salt) ^ high) ^ position);
 }
 
+// Floats in order as integers, for one atomic maximum.
+__device__ int ordered(float number) {
+  const int bits = static_cast<int>(__float_as_uint(number));
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+__device__ float unordered(int bits) { return __int_as_float(bits ^ ((bits >> 31) & 0x7fffffff)); }
+
 // No noise from these bits is above it: -log(u), and u is at least the bits' highest one.
 __device__ float noise_at_most(uint32_t bits) { return static_cast<float>(__clz(bits) + 1) * 0.6931472f; }
 
@@ -250,6 +257,10 @@ __device__ void draw(const T* all_logits, int width, const uint32_t* positions, 
   const uint32_t low = settings[4 * at + 1], high = settings[4 * at + 2];
   const uint32_t first = row_key(low, high, positions[at], 0x9E3779B9u);
   const uint32_t second = row_key(low, high, positions[at], 0xC2B2AE35u);
+  // The best score that any thread has found: what cannot reach it needs no noise. It changes no result, whoever is first.
+  __shared__ volatile int found;
+  if (threadIdx.x == 0) found = ordered(NOTHING);
+  __syncthreads();
   best = {NOTHING, 0};
   each(row.logits, width, [&](int id, float logit) {
     const float below = logit - row.most;
@@ -257,9 +268,11 @@ __device__ void draw(const T* all_logits, int width, const uint32_t* positions, 
     if (key > nucleus || !(below >= least) || key > last_key) return;
     if (key == last_key && static_cast<uint32_t>(id) > last_id) return;
     const uint32_t bits = mixed(mixed(first ^ (static_cast<uint32_t>(id) * 0x85EBCA6Bu)) + second);
-    const float about = below * inverse;
-    if (about + noise_at_most(bits) + 1e-4f * (1.f + fabsf(about)) < best.score) return;
-    best.take(below / temperature + noise(bits), id);
+    const float about = below * inverse, known = unordered(found);
+    if (about + noise_at_most(bits) + 1e-4f * (1.f + fabsf(about)) < known) return;
+    const float score = below / temperature + noise(bits);
+    best.take(score, id);
+    if (score > known) atomicMax(const_cast<int*>(&found), ordered(score));
   });
   best = best_of_block(best);
   if (threadIdx.x == 0) tokens[at] = best.id;

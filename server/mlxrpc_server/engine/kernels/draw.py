@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlxrpc_server.engine.kernels import cuda_kernel
 from mlxrpc_server.types import Sampling
 
-THREADS = 1024
+THREADS = 512
 
 
 @dataclass(frozen=True, slots=True)
