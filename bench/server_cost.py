@@ -236,6 +236,8 @@ async def read(address: str, pid: int, streams: int, seconds: float, details: bo
         stub = InferenceServiceStub(channel)
         reading = [asyncio.create_task(found.read(stub, running, details)) for _ in range(streams)]
         await asyncio.wait([asyncio.create_task(running.wait()), *reading], return_when=asyncio.FIRST_COMPLETED)
+        for failed in (task for task in reading if task.done()):
+            failed.result()
         await asyncio.sleep(0.5)  # what piled up while they began
         found.tokens, found.messages, found.gaps = 0, 0, []
         begun, (main, cpu) = time.monotonic(), cpu_seconds(process)
