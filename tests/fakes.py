@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from mlxrpc_server.catalog import Catalog, ModelConfig
+from mlxrpc_server.details import Detail
 from mlxrpc_server.engine import wire
 from mlxrpc_server.generation import Delta, Event, Finished, Service, Started, Timings, Usage
 from mlxrpc_server.models import Limits, Models
@@ -150,7 +151,8 @@ def refusing(error: Exception, *before: Event) -> Script:
 
 def two_deltas(request: Request) -> AsyncGenerator[Event, None]:
     """The shortest generation that has everything."""
-    events = (started(request.id), Delta("Hel", (1,), (b"Hel",)), Delta("lo", (2, 3), (b"lo", b"")), finished())
+    hel, lo, end = Detail(1, b"Hel"), Detail(2, b"lo"), Detail(3, b"")
+    events = (started(request.id), Delta("Hel", (1,), (hel,)), Delta("lo", (2, 3), (lo, end)), finished())
     return saying(*events)(request)
 
 

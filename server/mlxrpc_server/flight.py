@@ -7,13 +7,14 @@ times are those of whoever tells it something. Whoever waits for its news is one
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from mlxrpc_server.engine import wire
 from mlxrpc_server.errors import ServerError
-from mlxrpc_server.types import RowId, Sampling
+from mlxrpc_server.types import LogProbs, RowId, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,9 @@ class Orders:
     sampling: Sampling
     max_tokens: int
     stop_ids: frozenset[int]
+    logprobs: int = -1
+    """Of how many of the likeliest tokens beside each drawn one; -1 for none at all."""
+    min_tokens: int = 0
 
 
 class News(NamedTuple):
@@ -39,6 +43,8 @@ class Flight:
         self.row = row
         self.orders = orders
         self.produced = list(produced)
+        self.logprobs: deque[LogProbs] = deque()
+        """Of the new tokens, where they are asked for; whoever has told a token's takes them out."""
         self.prefilled = 0
         self.submitted_at = now
         self.began_at: float | None = None
@@ -74,6 +80,8 @@ class Flight:
             sampling=self.orders.sampling,
             max_tokens=self.orders.max_tokens,
             stop_ids=sorted(self.orders.stop_ids),
+            logprobs=self.orders.logprobs,
+            min_tokens=self.orders.min_tokens,
         )
 
     def crashed(self) -> int:
@@ -88,12 +96,14 @@ class Flight:
         self.prefilled = prefilled
         self._tell()
 
-    def append(self, token: int, now: float) -> None:
+    def append(self, token: int, now: float, logprobs: LogProbs | None = None) -> None:
         if self.first_token_at is None:
             self._begin(now)
             self.first_token_at = now
         self.last_token_at = now
         self.produced.append(token)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
         self._tell()
 
     def leave(self, reason: wire.Left) -> None:

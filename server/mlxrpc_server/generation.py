@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from mlxrpc_server import types
 from mlxrpc_server.catalog import Catalog, Entry
+from mlxrpc_server.details import Detail, Details
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.errors import (
     DeadlineTooShort,
@@ -61,8 +62,8 @@ class Delta(NamedTuple):
 
     text: str
     token_ids: tuple[int, ...]
-    pieces: tuple[bytes, ...] = ()
-    """Each token's bytes, where the request asked for token details."""
+    tokens: tuple[Detail, ...] = ()
+    """In detail, where the request asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ class Service:
             _check_deadline(model, len(plan.prompt), deadline)
             with model.fly(plan.orders, plan.resumed) as flight:
                 await flight.begun()
-                text = TextStream(plan.tokenizer.vocabulary, request.stop.sequences)
+                text = TextStream(plan.tokenizer.vocabulary, request.stop.sequences, request.stop.min_tokens)
                 await _replayed(text, plan.with_text(plan.resumed))
                 model_load = 0.0 if loaded else leased - planned
                 yield _Run(request, plan, flight, text, arrived=arrived, model_load=model_load)
@@ -173,6 +174,7 @@ class Service:
         max_tokens, at_limit = _limit(request, entry, len(prompt.token_ids))
         resumed = request.resume.token_ids if request.resume else ()
         _check_resumed(resumed, max_tokens)
+        _check_minimum(request.stop.min_tokens, max_tokens)
         eos = frozenset() if request.stop.ignore_eos else tokenizer.eos_token_ids
         return Plan(
             entry=entry,
@@ -186,6 +188,8 @@ class Service:
                 sampling=request.sampling.over(entry.defaults).resolve(_seed(request), tokenizer.eos_token_ids),
                 max_tokens=max_tokens,
                 stop_ids=eos | frozenset(request.stop.token_ids),
+                logprobs=-1 if request.logprobs is None else request.logprobs,
+                min_tokens=request.stop.min_tokens,
             ),
             at_limit=at_limit,
         )
@@ -243,6 +247,8 @@ class _Run:
         self._left: Left | None = None
         self._prefilled = 0
         self._prefilling = request.prefill_progress
+        logprobs = None if request.logprobs is None else flight.logprobs
+        self._details = Details(plan.tokenizer.vocabulary, plan.orders.stop_ids, logprobs)
         self.news = flight.news
         self.waiting = NOTHING
         """What may be sent and has not been."""
@@ -288,18 +294,14 @@ class _Run:
 
     def delta(self) -> Delta:
         """All that waits."""
-        (token_ids, text), self.waiting = self.waiting, NOTHING
-        if not self._request.token_details:
-            return Delta(text, token_ids)
-        return Delta(text, token_ids, tuple([self._piece(token) for token in token_ids]))
+        waiting, self.waiting = self.waiting, NOTHING
+        tokens = self._details.of(waiting.token_ids) if self._request.token_details else ()
+        return Delta(waiting.text, waiting.token_ids, tokens)
 
     def _progress(self, prefilled: int) -> PrefillProgress:
         """The engine keeps a prompt's last token for its first decoding step: it counts it as done with the others."""
         total = len(self._plan.prompt) + len(self._plan.resumed)
         return PrefillProgress(prefilled if prefilled < total - 1 else total, total)
-
-    def _piece(self, token: int) -> bytes:
-        return b"" if token == self._stop_token else self._plan.tokenizer.vocabulary.piece(token)
 
     def end(self) -> None:
         """Lets wait what was held back, and the stop token."""
@@ -384,6 +386,13 @@ def _check_resumed(resumed: Sequence[int], max_tokens: int) -> None:
     if len(resumed) > max_tokens:
         sentence = f"{len(resumed):,} tokens were received, and at most {max_tokens:,} could have been produced"
         raise InvalidRequest([Violation("resume.token_ids", sentence)])
+
+
+def _check_minimum(min_tokens: int, max_tokens: int) -> None:
+    """Against what the model leaves, too, where the caller gave no limit."""
+    if min_tokens > max_tokens:
+        sentence = f"{min_tokens:,} is more than the {max_tokens:,} tokens that can be generated"
+        raise InvalidRequest([Violation("stop.min_tokens", sentence)])
 
 
 async def _replayed(text: TextStream, token_ids: Sequence[int]) -> None:

@@ -184,9 +184,10 @@ class Model:
         for row, prefilled in step.prefilled:
             if (flight := self._flights.get(row)) is not None:
                 flight.advance(prefilled, now, step.seconds)
-        for row, token in zip(step.rows, step.tokens, strict=True):
+        logprobs = step.logprobs or [None] * len(step.rows)
+        for row, token, its in zip(step.rows, step.tokens, logprobs, strict=True):
             if (flight := self._flights.get(row)) is not None:
-                flight.append(token, now)
+                flight.append(token, now, its)
         for row, reason in zip(step.left, step.reasons, strict=True):
             if (flight := self._flights.get(row)) is not None:
                 flight.leave(reason)

@@ -20,7 +20,7 @@ from mlxrpc_server.types import ModelName, RequestId
 
 GenerationRequest = pb.GenerateRequest | pb.StreamGenerateRequest
 
-FEATURES = ("output.reasoning", "output.token_ids", "resume", "sampling", "stream_options", "template")
+FEATURES = ("output", "resume", "sampling", "stop.min_tokens", "stream_options", "template")
 """The optional fields that are honoured here; Server.features. The others are refused below."""
 
 MAX_SEQUENCES = 16
@@ -59,6 +59,7 @@ def generation(request: GenerationRequest, id: RequestId) -> types.Request:
         stop=_stop(request.stop, faults),
         resume=_resume(request, faults) if request.HasField("resume") else None,
         token_details=_output(request.output, faults),
+        logprobs=request.output.logprobs if request.output.HasField("logprobs") else None,
         prefill_progress=_wants_progress(request),
         coalescing=_coalescing(request, faults),
     )
@@ -152,8 +153,6 @@ def _stop(given: pb.Stop, faults: Faults) -> types.Stop:
         faults.add("stop.max_tokens", "0 is not at least 1")
     if max_tokens is not None and given.min_tokens > max_tokens:
         faults.add("stop.min_tokens", f"{given.min_tokens:,} is more than max_tokens, {max_tokens:,}")
-    elif given.min_tokens:
-        faults.not_supported("stop.min_tokens")
     _check_sequences(given.sequences, faults)
     if len(given.token_ids) > MAX_STOP_IDS:
         faults.add("stop.token_ids", f"has {len(given.token_ids):,} ids; at most {MAX_STOP_IDS} are allowed")
@@ -162,6 +161,7 @@ def _stop(given: pb.Stop, faults: Faults) -> types.Stop:
         sequences=tuple(given.sequences),
         token_ids=tuple(given.token_ids),
         ignore_eos=given.ignore_eos,
+        min_tokens=given.min_tokens,
     )
 
 
@@ -182,11 +182,9 @@ def _output(given: pb.Output, faults: Faults) -> bool:
     """
     if given.logprobs > MAX_LOGPROBS:
         faults.add("output.logprobs", f"{given.logprobs} is not 0 to {MAX_LOGPROBS}")
-    elif given.HasField("logprobs"):
-        faults.not_supported("output.logprobs")
     if given.reasoning not in pb.ReasoningFormat.values():
         faults.add("output.reasoning", f"{given.reasoning} is no format that this server knows")
-    return given.token_ids
+    return given.token_ids or given.HasField("logprobs")
 
 
 def _resume(request: GenerationRequest, faults: Faults) -> types.Resume:

@@ -96,7 +96,7 @@ def _delta(event: Delta) -> pb.StreamGenerateResponse:
     delta = response.delta
     delta.text = event.text
     delta.token_ids.extend(event.token_ids)
-    if event.pieces:
+    if event.tokens:
         delta.tokens.extend(_tokens(event))
     return response
 
@@ -185,10 +185,19 @@ def _started(event: Started) -> pb.Started:
 
 
 def _tokens(delta: Delta) -> list[pb.Token]:
-    """None where the request did not ask for them: then there are no pieces."""
-    if not delta.pieces:
-        return []
-    return [pb.Token(id=token, bytes=piece) for token, piece in zip(delta.token_ids, delta.pieces, strict=True)]
+    """None where the request did not ask for them."""
+    return [
+        pb.Token(
+            id=token.id,
+            bytes=token.piece,
+            logprob=token.logprob,
+            top_alternatives=[
+                pb.TokenAlternative(id=other.id, logprob=other.logprob, bytes=other.piece)
+                for other in token.alternatives
+            ],
+        )
+        for token in delta.tokens
+    ]
 
 
 def _finished(event: Finished) -> pb.Finished:

@@ -34,11 +34,16 @@ class StopMatcher:
         held = self._depth[self._state] if self.matched is None else len(self.matched)
         return self._position - held
 
-    def feed(self, text: str) -> None:
-        """Reads on, up to the end of a match and no further."""
-        if self.matched is not None or self.skip(text):
+    def feed(self, text: str, early: int = 0) -> None:
+        """Reads on, up to the end of a match and no further. In so many early characters no sequence can begin.
+
+        Those come before all others.
+        """
+        self._position += early
+        later = text[early:] if early else text
+        if self.matched is not None or self.skip(later):
             return
-        for character in text:
+        for character in later:
             self._position += 1
             self._state = self._step(self._state, character)
             self.matched = self._found[self._state]

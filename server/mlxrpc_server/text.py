@@ -8,6 +8,7 @@ The rules of a stream:
 - A token is held while it ends inside a character, or while its text may become a stop sequence; so are
   those after it.
 - A match cuts the text where it begins. The token in which it begins is the last one reported.
+- None begins within the tokens that there must be at least.
 - Nothing depends on how the ids were divided into pushes.
 """
 
@@ -73,13 +74,17 @@ class _Run:
 class TextStream:
     """One generation's ids on their way to text. The cost of a push is that of its own tokens."""
 
-    def __init__(self, vocabulary: Vocabulary, stop_sequences: Sequence[str] = ()) -> None:
+    def __init__(self, vocabulary: Vocabulary, stop_sequences: Sequence[str] = (), min_tokens: int = 0) -> None:
         self.token_count = 0
         """Tokens reported so far, replayed ones included."""
         self.reasoning_tokens = 0
         self.only_calls = False
         self._vocabulary = vocabulary
         self._stops = StopMatcher(stop_sequences)
+        self._early = min_tokens if stop_sequences else 0
+        """Tokens still to come in which no stop may begin."""
+        self._early_end = 0
+        """The end of the last character that such a token has begun."""
         self._opened = False
         self._unfinished = b""
         self._held: deque[_Run] = deque()
@@ -98,7 +103,7 @@ class TextStream:
         self.token_count += len(token_ids)
         self._held.clear()
         self._run = _Run(self._run.end)
-        self._replayed = self._run.end + _characters(self._unfinished)
+        self._replayed = self._run.end + unfinished_characters(self._unfinished)
 
     def push(self, token_ids: Sequence[int]) -> TextDelta:
         """What may be sent now. After a match further ids are ignored."""
@@ -112,7 +117,7 @@ class TextStream:
         delta = self._release(self._stops.begin)
         return self._report(delta if self.matched is None else self._cut(delta))
 
-    def finish(self, *, stopped: bool = False) -> TextDelta:  # noqa: ARG002
+    def finish(self, *, stopped: bool = False) -> TextDelta:
         """The rest, once no more ids come. An unfinished character is left out, its tokens are not."""
         self._held.append(self._run)
         self._run = _Run(self._run.end)
@@ -123,7 +128,7 @@ class TextStream:
 
         That is nearly always so, and costs a tenth of what _take does.
         """
-        if self._held or self._run.tokens or self._unfinished or not self._opened:
+        if self._held or self._run.tokens or self._unfinished or self._early or not self._opened:
             return None
         texts = []
         for token in token_ids:
@@ -134,9 +139,12 @@ class TextStream:
         return whole if self._stops.skip(whole) else None
 
     def _take(self, token: int) -> None:
-        text = self._decode(token)
-        self._stops.feed(text)
-        self._run.add(token, text, _characters(self._unfinished))
+        text, begin = self._decode(token), self._run.end
+        self._run.add(token, text, unfinished_characters(self._unfinished))
+        if self._early:
+            self._early -= 1
+            self._early_end = self._run.begun[-1]
+        self._stops.feed(text, max(0, min(len(text), self._early_end - begin)))
         if not self._unfinished:
             self._held.append(self._run)
             self._run = _Run(self._run.end)
@@ -176,6 +184,6 @@ class TextStream:
         return delta
 
 
-def _characters(unfinished: bytes) -> int:
+def unfinished_characters(unfinished: bytes) -> int:
     """One, as a rule; but Python's decoder also waits on ED A0, half a surrogate, and then makes two of it."""
     return len(unfinished.decode(errors="replace"))

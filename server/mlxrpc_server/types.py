@@ -190,6 +190,7 @@ class Stop:
     sequences: tuple[str, ...] = ()
     token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,8 @@ class Request:
     prefill_progress: bool = False
     token_details: bool = False
     """Whether each delta tells its tokens' bytes too."""
+    logprobs: int | None = None
+    """Of how many of the likeliest tokens beside each one's own; None for none at all."""
     coalescing: Coalescing = Coalescing()
     tool_choice: ToolChoice = ToolChoice()
     inline_reasoning: bool = False

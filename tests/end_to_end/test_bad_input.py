@@ -221,8 +221,6 @@ NOT_YET = [
     ('constraint { regex: "a*" }', "constraint.regex"),
     ('constraint { grammar: "start: x" }', "constraint.grammar"),
     ('constraint { choices { texts: "a" } }', "constraint.choices"),
-    ("stop { min_tokens: 1 }", "stop.min_tokens"),
-    ("output { logprobs: 0 }", "output.logprobs"),
     (
         'input { conversation { continue_final_message: true messages { role: ROLE_ASSISTANT parts { text: "a" } } } }',
         "input.conversation.continue_final_message",

@@ -116,8 +116,6 @@ NOT_SUPPORTED = [
     (message("role: ROLE_USER parts { image {} }"), "input.conversation.messages[0].parts[0].image"),
     (message("role: ROLE_ASSISTANT tool_calls {}"), "input.conversation.messages[0].tool_calls"),
     (USER.replace("messages", "continue_final_message: true messages"), "input.conversation.continue_final_message"),
-    (f"{TEXT} stop {{ min_tokens: 1 }}", "stop.min_tokens"),
-    (f"{TEXT} output {{ logprobs: 0 }}", "output.logprobs"),
     (f"{TEXT} tools {{ name: 'f' }}", "tools"),
     (f"{TEXT} tool_choice {{ mode: MODE_AUTO }}", "tool_choice.mode"),
     (f"{TEXT} tool_choice {{ name: 'f' }}", "tool_choice.name"),
@@ -167,7 +165,7 @@ def test_all_violations_come_in_one_error() -> None:
         sampling { temperature: nan top_p: 2 repetition_penalty: 0 logit_bias { key: 5 value: 101 } }
         stop { max_tokens: 0 sequences: "" }
         template { variables: "1" }
-        output { logprobs: 5 }
+        output { logprobs: 21 }
         constraint { regex: "a" }
         tools { name: "f" }
         resume {}
@@ -225,8 +223,8 @@ def test_everything_that_is_said_arrives() -> None:
         sampling { temperature: 0 top_p: 0.5 top_k: 4294967295 min_p: 0.25 seed: 18446744073709551615
             repetition_penalty: 100 repetition_context_size: 4294967295 presence_penalty: -2 frequency_penalty: 2
             logit_bias { key: 9 value: -100 } logit_bias { key: 0 value: 0 } }
-        stop { max_tokens: 9 sequences: ["a", "b"] token_ids: [3] ignore_eos: true }
-        output { token_ids: true }
+        stop { max_tokens: 9 min_tokens: 9 sequences: ["a", "b"] token_ids: [3] ignore_eos: true }
+        output { token_ids: true logprobs: 20 }
         resume { token_ids: [4] seed: 18446744073709551615 fingerprint: "f" create_time { seconds: 5 nanos: 500000000 } }
         stream_options { prefill_progress: true min_delta_tokens: 8 max_delta_delay { nanos: 250000000 } }
     """)
@@ -246,12 +244,20 @@ def test_everything_that_is_said_arrives() -> None:
             logit_bias=((0, 0.0), (9, -100.0)),
         ),
         seed=2**64 - 1,
-        stop=types.Stop(max_tokens=9, sequences=("a", "b"), token_ids=(3,), ignore_eos=True),
+        stop=types.Stop(max_tokens=9, sequences=("a", "b"), token_ids=(3,), ignore_eos=True, min_tokens=9),
         resume=types.Resume(token_ids=(4,), seed=2**64 - 1, fingerprint="f", create_time=5.5),
         prefill_progress=True,
         token_details=True,
+        logprobs=20,
         coalescing=types.Coalescing(min_tokens=8, max_delay=0.25),
     )
+
+
+def test_log_probabilities_bring_the_tokens_details_and_zero_is_not_unset() -> None:
+    request = generation(f"{TEXT} output {{ logprobs: 0 }}")
+    assert (request.token_details, request.logprobs) == (True, 0)
+    request = generation(f"{TEXT} output {{ token_ids: true }}")
+    assert (request.token_details, request.logprobs) == (True, None)
 
 
 def test_a_conversation_arrives_with_what_its_template_is_given() -> None:
