@@ -22,7 +22,7 @@ from mlxrpc_server.engine.pages import SIZE
 WRITERS = 128
 """Threads that write one page."""
 
-STAGES = 3
+STAGES = 2
 """Of a warp's tokens, so many times as many as it computes with at once are on their way from memory."""
 
 STAGE_BYTES = 4096
@@ -51,10 +51,11 @@ class CudaStore:
         return self._form.page_bytes // (2 * self._form.layers)
 
     def hold(self, slabs: int) -> None:
-        """Waits for what runs: it may still write."""
-        mx.eval(self.tickets)
-        more = [self._new() for _ in range(slabs - len(self._slabs))]
-        mx.eval(more)
+        if slabs < len(self._slabs):
+            mx.eval(self.tickets)  # what runs may still write
+        with mx.stream(_aside()):
+            more = [self._new() for _ in range(slabs - len(self._slabs))]
+            mx.eval(more)
         self._slabs = self._slabs[:slabs] + [slab for slab, _ in more]
         self._bases = self._bases[:slabs] + [cast("int", address.item()) for _, address in more]
         self._addresses = [base + page * self._layer_page_bytes for base in self._bases for page in range(self.slab)]
@@ -159,6 +160,12 @@ def _warps(group: int) -> int:
     """As in attend.cu: four queries to a warp at most, and eight warps where that leaves enough."""
     roles = -(-group // 4)
     return roles * max(1, 8 // roles)
+
+
+@functools.cache
+def _aside() -> mx.Stream:
+    """Where slabs are made without waiting for the step that runs."""
+    return mx.new_stream(mx.default_device())
 
 
 @functools.cache
