@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxrpc_server.engine import wire
-from mlxrpc_server.types import RowId, Sampling
+from mlxrpc_server.types import LogProbs, RowId, Sampling
 
 SAMPLING = Sampling(temperature=0.1, top_p=0.2, top_k=3, min_p=0.4, seed=2**64 - 1)
 ROW = RowId(2**40)
@@ -41,6 +41,7 @@ UP: list[wire.Message] = [
         prefilled=[(ROW, 3)],
         prefill_seconds=0.25,
         seconds=0.5,
+        logprobs=[LogProbs(-0.5, (7, 3), (-0.5, -2.0))],
     ),
     wire.Stats(step=1, rows=2, waiting=3, memory_bytes=4),
     wire.Failed("여기까지 😀"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from mlxrpc_server.engine import wire
 from mlxrpc_server.errors import Unavailable
 from mlxrpc_server.flight import Flight, News, Orders
-from mlxrpc_server.types import RowId, Sampling
+from mlxrpc_server.types import LogProbs, RowId, Sampling
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=5)
 ORDERS = Orders(prompt=(1, 2, 3), sampling=SAMPLING, max_tokens=9, stop_ids=frozenset({8, 7}))
@@ -24,6 +25,20 @@ def flight(*produced: int) -> Flight:
 def test_its_submission_is_all_that_a_worker_needs() -> None:
     expected = wire.Submit(RowId(4), [1, 2, 3], [], SAMPLING, 9, [7, 8])
     assert flight().submission() == expected
+
+
+def test_its_submission_says_what_is_asked_of_the_tokens() -> None:
+    one = Flight(RowId(4), replace(ORDERS, logprobs=0, min_tokens=3), (), NOW)
+    assert (one.submission().logprobs, one.submission().min_tokens) == (0, 3)
+
+
+def test_log_probabilities_wait_until_they_are_told_through_a_new_submission_too() -> None:
+    one = flight(50)
+    first, second = LogProbs(-1.0), LogProbs(-2.0, (3,), (-0.5,))
+    one.append(60, NOW, first)
+    one.submission()
+    one.append(61, NOW, second)
+    assert list(one.logprobs) == [first, second]
 
 
 def test_a_later_submission_carries_the_tokens_that_it_has() -> None:

@@ -73,11 +73,12 @@ class Expected:
     begin: int
 
 
-def expected(pieces: Sequence[bytes], stops: Sequence[str]) -> Expected:
+def expected(pieces: Sequence[bytes], stops: Sequence[str], min_tokens: int = 0) -> Expected:
     """The whole stream, by looking at every prefix of its text."""
     everything, _ = decoded(b"".join(pieces))
+    early = begun(pieces[:min_tokens])
     for end in range(len(everything) + 1):
-        found = [stop for stop in stops if everything[:end].endswith(stop)]
+        found = [stop for stop in stops if everything[early:end].endswith(stop)]
         if found:
             stop = max(found, key=len)
             begin = end - len(stop)
@@ -111,8 +112,8 @@ def joined(deltas: Sequence[TextDelta]) -> tuple[list[int], str]:
     return [token for delta in deltas for token in delta.token_ids], "".join(delta.text for delta in deltas)
 
 
-def stream_of(pieces: Sequence[bytes], stops: Sequence[str] = ()) -> TextStream:
-    return TextStream(Vocabulary(pieces), stops)
+def stream_of(pieces: Sequence[bytes], stops: Sequence[str] = (), min_tokens: int = 0) -> TextStream:
+    return TextStream(Vocabulary(pieces), stops, min_tokens)
 
 
 @given(pieces_and_stops(), st.lists(st.integers(0, 4)))
@@ -124,6 +125,31 @@ def test_any_chunking_gives_the_whole(example: Given, sizes: list[int]) -> None:
     assert joined([*deltas, stream.finish()]) == (whole.tokens, whole.text)
     assert stream.matched == whole.matched
     assert stream.token_count == len(whole.tokens)
+
+
+@given(pieces_and_stops(), st.integers(0, 6), st.integers(0, 12), st.lists(st.integers(0, 4)))
+def test_no_stop_begins_within_the_tokens_that_there_must_be(
+    example: Given, min_tokens: int, cut: int, sizes: list[int]
+) -> None:
+    pieces, stops = example
+    whole = expected(pieces, stops, min_tokens)
+    stream, resumed = stream_of(pieces, stops, min_tokens), stream_of(pieces, stops, min_tokens)
+    deltas = [stream.push(chunk) for chunk in chunks(range(len(pieces)), sizes)]
+    assert joined([*deltas, stream.finish()]) == (whole.tokens, whole.text)
+    received = stream_of(pieces, stops, min_tokens).push(range(min(cut, len(whole.tokens))))
+    resumed.replay(received.token_ids)
+    rest = [resumed.push([token]) for token in range(len(received.token_ids), len(pieces))]
+    assert joined([received, *rest, resumed.finish()]) == (whole.tokens, whole.text)
+    assert stream.matched == resumed.matched == whole.matched
+
+
+def test_early_text_is_not_held_back_and_a_character_begins_where_its_first_byte_is() -> None:
+    stream = stream_of([b"a", b"a\xea", b"\xb0\x80", b"a", "가".encode(), b"b"], ["가", "aa"], 2)
+    deltas = [stream.push([token]) for token in range(6)]
+    assert deltas[0] == TextDelta((0,), "a")
+    assert deltas[1:3] == [TextDelta((), ""), TextDelta((1, 2), "a가")]
+    assert joined(deltas) == ([0, 1, 2, 3, 4], "aa가a")
+    assert stream.matched == "가"
 
 
 @given(st.lists(st.binary(max_size=6), max_size=12))
