@@ -11,10 +11,11 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mlxrpc_server import types
+from mlxrpc_server.answer import Answer, answer_to
 from mlxrpc_server.catalog import Catalog, Entry
 from mlxrpc_server.details import Detail, Details
 from mlxrpc_server.engine.wire import Left
@@ -31,7 +32,7 @@ from mlxrpc_server.errors import (
 from mlxrpc_server.flight import Flight, News, Orders
 from mlxrpc_server.model import Model
 from mlxrpc_server.models import Models
-from mlxrpc_server.text import TextDelta, TextStream
+from mlxrpc_server.text import TextDelta
 from mlxrpc_server.tokenizer import Tokenizer, TokenizerError, Tokenizers
 from mlxrpc_server.types import FinishReason, ModelState, Request
 
@@ -64,12 +65,15 @@ class Delta(NamedTuple):
     token_ids: tuple[int, ...]
     tokens: tuple[Detail, ...] = ()
     """In detail, where the request asked for it."""
+    reasoning: str = ""
+    calls: tuple[types.ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,8 @@ class Service:
             _check_deadline(model, len(plan.prompt), deadline)
             with model.fly(plan.orders, plan.resumed) as flight:
                 await flight.begun()
-                text = TextStream(plan.tokenizer.vocabulary, request.stop.sequences, request.stop.min_tokens)
+                seed = plan.orders.sampling.seed
+                text = answer_to(request, plan.tokenizer, plan.prompt, seed, plan.create_time)
                 await _replayed(text, plan.with_text(plan.resumed))
                 model_load = 0.0 if loaded else leased - planned
                 yield _Run(request, plan, flight, text, arrived=arrived, model_load=model_load)
@@ -235,7 +240,7 @@ class _Run:
     """The tokens of one flight on their way to becoming events: what is waiting to be sent, and how it ends."""
 
     def __init__(
-        self, request: Request, plan: Plan, flight: Flight, text: TextStream, *, arrived: float, model_load: float
+        self, request: Request, plan: Plan, flight: Flight, text: Answer, *, arrived: float, model_load: float
     ) -> None:
         self._request = request
         self._plan = plan
@@ -296,7 +301,7 @@ class _Run:
         """All that waits."""
         waiting, self.waiting = self.waiting, NOTHING
         tokens = self._details.of(waiting.token_ids) if self._request.token_details else ()
-        return Delta(waiting.text, waiting.token_ids, tokens)
+        return Delta(waiting.text, waiting.token_ids, tokens, waiting.reasoning, waiting.calls)
 
     def _progress(self, prefilled: int) -> PrefillProgress:
         """The engine keeps a prompt's last token for its first decoding step: it counts it as done with the others."""
@@ -305,7 +310,7 @@ class _Run:
 
     def end(self) -> None:
         """Lets wait what was held back, and the stop token."""
-        last = self.waiting.joined(self._text.finish())
+        last = self.waiting.joined(self._text.finish(stopped=self._left is Left.STOP_TOKEN))
         if self._left is Left.STOP_TOKEN and self._text.matched is None:
             self._stop_token = self._flight.produced[-1]
             if len(self._flight.produced) > len(self._plan.resumed):
@@ -318,7 +323,11 @@ class _Run:
         return Finished(
             reason=reason,
             matched=matched,
-            usage=Usage(len(self._plan.prompt), self._text.token_count + stop_tokens),
+            usage=Usage(
+                prompt_tokens=len(self._plan.prompt),
+                completion_tokens=self._text.token_count + stop_tokens,
+                reasoning_tokens=self._text.reasoning_tokens,
+            ),
             timings=self._timings(),
         )
 
@@ -326,6 +335,8 @@ class _Run:
         if self._text.matched is not None:
             return FinishReason.STOP_SEQUENCE, self._text.matched
         match self._left:
+            case Left.STOP_TOKEN if self._text.only_calls and self._stop_token not in self._request.stop.token_ids:
+                return FinishReason.TOOL_CALLS, None
             case Left.STOP_TOKEN:
                 return FinishReason.STOP_TOKEN, self._stop_token
             case Left.LENGTH:
@@ -359,7 +370,7 @@ def _with_system_prompt(given: types.Input, system_prompt: str) -> types.Input:
     if any(message.role == "system" for message in given.messages):
         return given
     messages = (types.Message(role="system", content=system_prompt), *given.messages)
-    return types.Conversation(messages, given.enable_thinking, given.variables)
+    return replace(given, messages=messages)
 
 
 def _seed(request: Request) -> int:
@@ -395,7 +406,7 @@ def _check_minimum(min_tokens: int, max_tokens: int) -> None:
         raise InvalidRequest([Violation("stop.min_tokens", sentence)])
 
 
-async def _replayed(text: TextStream, token_ids: Sequence[int]) -> None:
+async def _replayed(text: Answer, token_ids: Sequence[int]) -> None:
     """Many go through in a thread: each costs microseconds."""
     if len(token_ids) > REPLAYED_AT_ONCE:
         await asyncio.to_thread(text.replay, token_ids)

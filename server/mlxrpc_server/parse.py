@@ -14,13 +14,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import model_pb2
-from mlxrpc_server import listing, parse_prompt, ranges, types
+from mlxrpc_server import listing, parse_prompt, parse_tools, ranges, types
 from mlxrpc_server.faults import Faults
 from mlxrpc_server.types import ModelName, RequestId
 
 GenerationRequest = pb.GenerateRequest | pb.StreamGenerateRequest
 
-FEATURES = ("output", "resume", "sampling", "stop.min_tokens", "stream_options", "template")
+FEATURES = ("output", "resume", "sampling", "stop.min_tokens", "stream_options", "template", "tools")
 """The optional fields that are honoured here; Server.features. The others are refused below."""
 
 MAX_SEQUENCES = 16
@@ -62,6 +62,8 @@ def generation(request: GenerationRequest, id: RequestId) -> types.Request:
         logprobs=request.output.logprobs if request.output.HasField("logprobs") else None,
         prefill_progress=_wants_progress(request),
         coalescing=_coalescing(request, faults),
+        tool_choice=parse_tools.choice(request, faults),
+        inline_reasoning=request.output.reasoning == pb.REASONING_FORMAT_INLINE,
     )
     faults.refuse_any()
     return parsed
@@ -69,8 +71,6 @@ def generation(request: GenerationRequest, id: RequestId) -> types.Request:
 
 def count(request: pb.CountTokensRequest) -> CountRequest:
     faults = Faults()
-    if request.tools:
-        faults.not_supported("tools")
     parsed = CountRequest(
         model=ModelName(request.model),
         input=parse_prompt.prompt(request, faults),
@@ -95,28 +95,11 @@ def list_models(request: pb.ListModelsRequest) -> listing.Page:
 
 
 def _refuse_unsupported(request: GenerationRequest, faults: Faults) -> None:
-    if request.tools:
-        faults.not_supported("tools")
-    if request.HasField("tool_choice"):
-        _refuse_tool_choice(request.tool_choice, faults)
     if request.HasField("constraint"):
         _refuse_constraint(request.constraint, faults)
     # There is no prompt cache yet: nothing is shared among tenants, and every request bypasses it.
     if len(request.cache.tenant) > MAX_TENANT_LENGTH:
         faults.too_long("cache.tenant", request.cache.tenant, MAX_TENANT_LENGTH)
-
-
-def _refuse_tool_choice(given: pb.ToolChoice, faults: Faults) -> None:
-    """NONE is what unset means where there are no tools."""
-    match given.WhichOneof("kind"):
-        case None:
-            faults.add("tool_choice", "a mode or a name must be set")
-        case "mode" if given.mode == pb.ToolChoice.MODE_UNSPECIFIED:
-            faults.add("tool_choice.mode", "must not be MODE_UNSPECIFIED")
-        case "mode" if given.mode == pb.ToolChoice.MODE_NONE:
-            pass
-        case kind:
-            faults.not_supported(f"tool_choice.{kind}")
 
 
 def _refuse_constraint(given: pb.Constraint, faults: Faults) -> None:
@@ -176,10 +159,7 @@ def _check_sequences(sequences: Sequence[str], faults: Faults) -> None:
 
 
 def _output(given: pb.Output, faults: Faults) -> bool:
-    """Whether tokens are told in detail.
-
-    No model here has the capability `thinking`, so both formats of reasoning come to the same, as the contract says.
-    """
+    """Whether tokens are told in detail."""
     if given.logprobs > MAX_LOGPROBS:
         faults.add("output.logprobs", f"{given.logprobs} is not 0 to {MAX_LOGPROBS}")
     if given.reasoning not in pb.ReasoningFormat.values():

@@ -5,12 +5,11 @@ A part of `parse`, for both generation and counting.
 
 from __future__ import annotations
 
-import json
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 from mlxrpc.v1 import inference_pb2 as pb
-from mlxrpc_server import types
-from mlxrpc_server.errors import shortened
+from mlxrpc_server import parse_tools, types
 from mlxrpc_server.faults import Faults
 
 Asking = pb.GenerateRequest | pb.StreamGenerateRequest | pb.CountTokensRequest
@@ -38,7 +37,9 @@ def prompt(request: Asking, faults: Faults) -> types.Input:
     given = request.input
     kind = given.WhichOneof("kind")
     if kind == "conversation":
-        return _conversation(given.conversation, request.template, faults)
+        return _conversation(request, faults)
+    if request.tools:
+        faults.add("tools", "go only with input.conversation")
     if request.template.ByteSize():
         faults.add("template", "goes only with input.conversation")
     if kind == "text":
@@ -50,19 +51,29 @@ def prompt(request: Asking, faults: Faults) -> types.Input:
     return types.TokenInput(tuple(given.token_ids.ids))
 
 
-def _conversation(given: pb.Conversation, template: pb.Template, faults: Faults) -> types.Conversation:
-    path = "input.conversation"
+def _conversation(request: Asking, faults: Faults) -> types.Conversation:
+    given, template, path = request.input.conversation, request.template, "input.conversation"
     if not given.messages:
         faults.add(f"{path}.messages", "the prompt is empty: at least one message is needed")
     if given.continue_final_message:
-        faults.not_supported(f"{path}.continue_final_message")
+        _check_continued(given.messages, f"{path}.continue_final_message", faults)
     return types.Conversation(
         messages=tuple(
             _message(message, f"{path}.messages[{place}]", faults) for place, message in enumerate(given.messages)
         ),
         enable_thinking=template.enable_thinking if template.HasField("enable_thinking") else None,
         variables=_variables(template.variables, faults),
+        tools=parse_tools.tools(request.tools, faults),
+        hides_tools=not isinstance(request, pb.CountTokensRequest)
+        and request.tool_choice.mode == pb.ToolChoice.MODE_NONE,
+        continues=given.continue_final_message,
     )
+
+
+def _check_continued(messages: Sequence[pb.Message], path: str, faults: Faults) -> None:
+    last = messages[-1] if messages else pb.Message()
+    if last.role != pb.ROLE_ASSISTANT or last.tool_calls or not any(part.text for part in last.parts):
+        faults.add(path, "the last message is not an assistant's with text and without tool calls")
 
 
 def _message(given: pb.Message, path: str, faults: Faults) -> types.Message:
@@ -77,6 +88,7 @@ def _message(given: pb.Message, path: str, faults: Faults) -> types.Message:
         name=given.name or None,
         reasoning=given.reasoning or None,
         tool_call_id=given.tool_call_id or None,
+        tool_calls=parse_tools.calls(given.tool_calls, f"{path}.tool_calls", faults) if given.tool_calls else (),
     )
 
 
@@ -84,9 +96,7 @@ def _check_role(given: pb.Message, path: str, faults: Faults) -> None:
     """That the role is one, and that the message has no fields of another's."""
     if given.role not in ROLES:
         faults.add(f"{path}.role", f"must be system, user, assistant or tool; {given.role} is none of them")
-    if given.tool_calls and given.role == pb.ROLE_ASSISTANT:
-        faults.not_supported(f"{path}.tool_calls")
-    elif given.tool_calls:
+    if given.tool_calls and given.role != pb.ROLE_ASSISTANT:
         faults.add(f"{path}.tool_calls", "only an assistant's message has tool calls")
     if given.reasoning and given.role != pb.ROLE_ASSISTANT:
         faults.add(f"{path}.reasoning", "only an assistant's message has reasoning")
@@ -108,20 +118,8 @@ def _variables(given: str, faults: Faults) -> dict[str, Any]:
     if not given:
         return {}
     path = "template.variables"
-    try:
-        variables = json.loads(given, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        faults.add(path, f"is not JSON: {shortened(str(error))}")
-        return {}
-    if not isinstance(variables, dict):
-        faults.add(path, "is not a JSON object")
-        return {}
+    variables = parse_tools.json_object(given, path, faults)
     for name in SERVER_VARIABLES:
         if name in variables:
             faults.add(path, f"{name!r} is the server's to give")
     return variables
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    """Python's parser takes NaN and Infinity, which JSON has not."""
-    raise ValueError(f"{name} is no JSON value")

@@ -22,6 +22,7 @@ _FINISH_REASONS = {
     FinishReason.STOP_SEQUENCE: pb.FINISH_REASON_STOP_SEQUENCE,
     FinishReason.MAX_TOKENS: pb.FINISH_REASON_MAX_TOKENS,
     FinishReason.CONTEXT_LENGTH: pb.FINISH_REASON_CONTEXT_LENGTH,
+    FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 
 _MODEL_STATES = {
@@ -48,6 +49,7 @@ class Answer:
     def __init__(self) -> None:
         self.response = pb.GenerateResponse()
         self._texts: list[str] = []
+        self._thoughts: list[str] = []
 
     def add(self, event: Event) -> None:
         match event:
@@ -60,6 +62,8 @@ class Answer:
                 pass
             case Delta():
                 self._texts.append(event.text)
+                self._thoughts.append(event.reasoning)
+                self.response.tool_calls.extend(_calls(event))
                 self.response.tokens.extend(_tokens(event))
             case Finished():
                 self._finish(event)
@@ -69,6 +73,7 @@ class Answer:
     def _finish(self, event: Finished) -> None:
         end = _finished(event)
         self.response.text = "".join(self._texts)
+        self.response.reasoning = "".join(self._thoughts)
         self.response.finish_reason = end.finish_reason
         if end.HasField("matched_stop"):
             self.response.matched_stop.CopyFrom(end.matched_stop)
@@ -98,6 +103,10 @@ def _delta(event: Delta) -> pb.StreamGenerateResponse:
     delta.token_ids.extend(event.token_ids)
     if event.tokens:
         delta.tokens.extend(_tokens(event))
+    if event.reasoning:
+        delta.reasoning = event.reasoning
+    if event.calls:
+        delta.tool_calls.extend(_calls(event))
     return response
 
 
@@ -184,6 +193,10 @@ def _started(event: Started) -> pb.Started:
     )
 
 
+def _calls(delta: Delta) -> list[pb.ToolCall]:
+    return [pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in delta.calls]
+
+
 def _tokens(delta: Delta) -> list[pb.Token]:
     """None where the request did not ask for them."""
     return [
@@ -207,6 +220,7 @@ def _finished(event: Finished) -> pb.Finished:
         usage=pb.Usage(
             prompt_tokens=event.usage.prompt_tokens,
             completion_tokens=event.usage.completion_tokens,
+            reasoning_tokens=event.usage.reasoning_tokens,
         ),
         timings=_timings(event.timings),
     )

@@ -14,9 +14,10 @@ from typing import Any
 import jinja2
 
 from mlxrpc_server.errors import InvalidRequest, Violation, shortened
+from mlxrpc_server.tools import call_for_template, for_template
 from mlxrpc_server.types import Conversation, Message
 
-ChatMessage = dict[str, str]
+ChatMessage = dict[str, Any]
 
 CONVERSATION = "input.conversation"
 
@@ -33,16 +34,33 @@ _FAILURES = (
 )
 
 
+CUT = "\ue5d5\ufdd0\ue5d5"
+"""Stands behind a text that is to be continued while the template runs: two for private use around one that is none."""
+
+
 def render(fill: Callable[[list[ChatMessage]], str], conversation: Conversation) -> str:
     """What `fill` makes of the messages; where it fails, a refusal that names the conversation."""
     if not conversation.messages:
         raise InvalidRequest([Violation(CONVERSATION, "the conversation has no message")])
+    messages = [chat_message(message) for message in conversation.messages]
+    if conversation.continues:
+        messages[-1]["content"] += CUT
     try:
-        return fill([chat_message(message) for message in conversation.messages])
+        rendered = fill(messages)
     except _FAILURES as error:
         why = shortened(str(error) or type(error).__name__, 512)
         sentence = f"the model's chat template does not take the conversation: {why}"
         raise InvalidRequest([Violation(CONVERSATION, sentence)]) from error
+    return _up_to_cut(rendered) if conversation.continues else rendered
+
+
+def _up_to_cut(rendered: str) -> str:
+    """Without what the template writes behind the last message's text."""
+    beginning, cut, rest = rendered.partition(CUT)
+    if not cut or CUT in rest:
+        sentence = "the model's chat template does not write the last message's text just once"
+        raise InvalidRequest([Violation(f"{CONVERSATION}.continue_final_message", sentence)])
+    return beginning
 
 
 def chat_message(message: Message) -> ChatMessage:
@@ -54,6 +72,7 @@ def chat_message(message: Message) -> ChatMessage:
         "name": message.name,
         "tool_call_id": message.tool_call_id,
         "reasoning_content": message.reasoning,
+        "tool_calls": [call_for_template(call) for call in message.tool_calls] or None,
     }
     return {key: value for key, value in everything.items() if value is not None}
 
@@ -63,6 +82,11 @@ def chosen_variables(conversation: Conversation) -> dict[str, Any]:
     if conversation.enable_thinking is None:
         return dict(conversation.variables)
     return {**conversation.variables, "enable_thinking": conversation.enable_thinking}
+
+
+def offered(conversation: Conversation) -> list[dict[str, Any]] | None:
+    """The tools as templates are given them; None where there are none to be shown."""
+    return None if conversation.hides_tools else for_template(conversation.tools) or None
 
 
 def jinja(source: str, variables: Mapping[str, Any], create_time: float, messages: list[ChatMessage]) -> str:
@@ -78,8 +102,6 @@ def jinja(source: str, variables: Mapping[str, Any], create_time: float, message
         {
             **variables,
             "messages": messages,
-            "tools": None,
-            "add_generation_prompt": True,
             "strftime_now": strftime_now,
         }
     )
@@ -87,6 +109,8 @@ def jinja(source: str, variables: Mapping[str, Any], create_time: float, message
 
 
 def chatml(begin: str, messages: list[ChatMessage]) -> str:
-    """For models that bring no template; it has no place for names, reasoning or variables."""
+    """For models that bring no template; it has no place for names, reasoning, calls or variables."""
+    if any("tool_calls" in message for message in messages):
+        raise ValueError("ChatML has no place for tool calls, and the model brings no template of its own")
     turns = [f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages]
     return begin + "".join(turns) + "<|im_start|>assistant\n"

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, assert_never
 
-from mlxrpc_server import template
+from mlxrpc_server import reasoning, template, tools
 from mlxrpc_server.errors import InvalidRequest, Violation, shortened
 from mlxrpc_server.turns import Turns
 from mlxrpc_server.types import Biases, Conversation, Input, Prompt, TextInput, TokenInput
@@ -59,6 +59,8 @@ class Tokenizer:
         self.vocabulary = _read_vocabulary(wrapper)
         self.eos_token_ids: frozenset[int] = frozenset(wrapper.eos_token_ids)
         self.has_chat_template: bool = wrapper.has_chat_template
+        self.reasoning = reasoning.markers(wrapper)
+        self.calls = tools.call_format(wrapper)
         self._begin = self._added_begin()
 
     @property
@@ -90,21 +92,31 @@ class Tokenizer:
                 _check_text(text, "input.text")
                 return Prompt(_not_empty(self._encode_once(text), "input.text"), text)
             case Conversation():
+                self._check_tools(given)
                 text = self.render(given, create_time)
                 _check_text(text, template.CONVERSATION)
                 return Prompt(_not_empty(self.encode(text, special=False), template.CONVERSATION), text)
         assert_never(given)
 
+    def _check_tools(self, conversation: Conversation) -> None:
+        if conversation.tools and self.calls is None:
+            sentence = (
+                "the model has no template that takes tools, or writes its calls in a form that is not known here"
+            )
+            raise InvalidRequest([Violation("tools", sentence)])
+
     def _fill(self, conversation: Conversation, create_time: float, messages: list[template.ChatMessage]) -> str:
         wrapper = self._wrapper
         variables = template.chosen_variables(conversation)
+        variables["tools"] = offered = template.offered(conversation)
+        variables["add_generation_prompt"] = not conversation.continues
         if not self.has_chat_template:
             return template.chatml(self._begin, messages)
         if _renders_in_python(wrapper):
-            filled: str = wrapper.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
+            filled: str = wrapper.apply_chat_template(messages, tokenize=False, **variables)
             return filled
         everything = {**wrapper.special_tokens_map, "documents": None, **variables}
-        return template.jinja(wrapper.get_chat_template(), everything, create_time, messages)
+        return template.jinja(wrapper.get_chat_template(tools=offered), everything, create_time, messages)
 
     def _added_begin(self) -> str:
         """The BOS that the tokenizer puts before every text; "" where it puts none."""

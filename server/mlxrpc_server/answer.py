@@ -1,0 +1,49 @@
+"""What turns a request's token ids into its answer: plain text, or sections where model and request have any.
+
+It knows requests and tokenizers; nothing of how ids come or where the answer goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlxrpc_server.reasoning import thought_of
+from mlxrpc_server.section_stream import SectionStream
+from mlxrpc_server.sections import CallSections, Sections, Thought
+from mlxrpc_server.text import TextStream
+from mlxrpc_server.tokenizer import Tokenizer
+from mlxrpc_server.tools import CallReader
+from mlxrpc_server.types import Conversation, Request
+
+Answer = TextStream | SectionStream
+
+
+def answer_to(request: Request, tokenizer: Tokenizer, prompt: Sequence[int], seed: int, create_time: float) -> Answer:
+    """Seed and time of the first request tell one answer's calls from another's."""
+    thought = _thought(request, tokenizer, prompt)
+    calls = _calls(request, tokenizer, f"{seed} {create_time!r}")
+    stop = request.stop
+    if thought is Thought.OVER and calls is None:
+        return TextStream(tokenizer.vocabulary, stop.sequences, stop.min_tokens)
+    return SectionStream(
+        tokenizer.vocabulary,
+        Sections(thought, tokenizer.reasoning, calls),
+        stop.sequences,
+        stop.min_tokens,
+        inline=request.inline_reasoning,
+    )
+
+
+def _thought(request: Request, tokenizer: Tokenizer, prompt: Sequence[int]) -> Thought:
+    if tokenizer.reasoning is None:
+        return Thought.OVER
+    continues = isinstance(request.input, Conversation) and request.input.continues
+    return thought_of(prompt, tokenizer.vocabulary, tokenizer.reasoning, continues=continues)
+
+
+def _calls(request: Request, tokenizer: Tokenizer, origin: str) -> CallSections | None:
+    """None where no tool can be called: what looks like a call is text then."""
+    given = request.input
+    if not isinstance(given, Conversation) or not given.tools or given.hides_tools or tokenizer.calls is None:
+        return None
+    return CallReader(tokenizer.calls, given.tools, origin).sections
