@@ -16,6 +16,8 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlxrpc_server.engine import attention, merged, quantized
+from mlxrpc_server.engine.kernels import stores
+from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import EMPTY, UNBOUNDED, Room, Shape, kind
 from mlxrpc_server.types import RowId
 
@@ -34,11 +36,20 @@ class KV(Protocol):
     def nbytes(self) -> int:
         """What the rows take as they are laid out now."""
 
-    def fits(self, lengths: Sequence[int]) -> bool:
-        """Whether rows of these lengths, and no others, would find room together."""
+    whole: bool
+    """Whether what is kept of a row is good up to its own last token only: a state cannot be cut, a window has forgotten."""
 
-    def open(self) -> list[Any]:
-        """An empty cache for a prefill."""
+    def fits(self, lengths: Sequence[int], beside: int = 0) -> bool:
+        """Whether rows of these lengths, and no others, would find room together, beside so many bytes kept."""
+
+    def open(self, kept: Beginnings = ()) -> list[Any]:
+        """A cache for a prefill: empty, or of rows that begin with what was kept of others, equally many tokens each."""
+
+    def keep(self, row: RowId, start: int, end: int) -> Kept:
+        """What the row holds from one token to another, beyond its own life: whole blocks, or all of it."""
+
+    def drop(self, kept: Kept) -> None:
+        """It will not be asked for any more."""
 
     def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
         """Takes the rows of a prefilled cache: so many tokens of each are its own, what is behind them is padding."""
@@ -54,6 +65,9 @@ class KV(Protocol):
     def clear(self) -> None:
         """Forgets every row."""
 
+
+Beginnings = Sequence[Sequence[Kept]]
+"""Of each row, part by part."""
 
 Arrays = Sequence[Sequence[mx.array]]
 """Of each layer, as its packing stores them."""
@@ -72,6 +86,8 @@ def layouts(model: Any, room: Room = UNBOUNDED, kv_bits: int | None = None) -> I
         if plain and (packing := quantized.packing(caches, kv_bits)):
             yield Blocks(model, room, packing)
         return
+    if pages := stores.layout(model, caches, room):
+        yield pages
     if plain:
         yield Blocks(model, room)
     if merged.suits(caches):
@@ -92,8 +108,8 @@ def _after_one_token(model: Any, cache: list[Any]) -> list[Any]:
 class Packing(Protocol):
     """How a layer's keys and values are stored: in some arrays [rows, heads, tokens, any]."""
 
-    def open(self, model: Any) -> list[Any]:
-        """An empty cache for a prefill."""
+    def open(self, model: Any, held: Arrays = ()) -> list[Any]:
+        """A cache for a prefill: empty, or with what is stored of some tokens."""
 
     def stored(self, layer: Any) -> Sequence[mx.array]:
         """What the prefill left in one layer of such a cache."""
@@ -108,8 +124,11 @@ class Packing(Protocol):
 class AsComputed:
     """Keys and values as the model gives them."""
 
-    def open(self, model: Any) -> list[Any]:
-        return make_prompt_cache(model)
+    def open(self, model: Any, held: Arrays = ()) -> list[Any]:
+        caches = make_prompt_cache(model)
+        for cache, (keys, values) in zip(caches, held, strict=False):
+            cache.state = keys, values, keys.shape[2]
+        return caches
 
     def stored(self, layer: Any) -> Sequence[mx.array]:
         return layer.keys, layer.values
@@ -130,6 +149,7 @@ class Blocks:
 
     joint = True
     ahead = False
+    whole = False
 
     def __init__(self, model: Any, room: Room = UNBOUNDED, packing: Packing = AS_COMPUTED) -> None:
         attention.route(model)
@@ -154,11 +174,22 @@ class Blocks:
             yield slice(start, start + len(block.rows)), block
             start += len(block.rows)
 
-    def fits(self, lengths: Sequence[int]) -> bool:
-        return self._room.fits(lengths, self._cell_bytes)
+    def fits(self, lengths: Sequence[int], beside: int = 0) -> bool:
+        return self._room.fits(lengths, self._cell_bytes, beside)
 
-    def open(self) -> list[Any]:
-        return self._packing.open(self._model)
+    def open(self, kept: Beginnings = ()) -> list[Any]:
+        return self._packing.open(self._model, _laid_out(kept) if any(kept) else ())
+
+    def keep(self, row: RowId, start: int, end: int) -> Kept:
+        """Copies: the block goes on changing."""
+        block = next(block for block in self._blocks.values() if row in block.rows)
+        _, arrays = block.row(row)
+        content = [[mx.contiguous(array[:, :, start:end]) for array in layer] for layer in arrays]
+        lazy = list(chain.from_iterable(content))
+        return Kept(content, sum(array.nbytes for array in lazy), lazy)
+
+    def drop(self, kept: Kept) -> None:
+        pass
 
     def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
         prefilled = [self._packing.stored(layer) for layer in cache] if any(lengths) else []
@@ -269,6 +300,18 @@ def _cut(layers: Arrays, row: int, length: int) -> Arrays:
     return [[stored[row : row + 1, :, :length] for stored in layer] for layer in layers]
 
 
+def _laid_out(rows: Beginnings) -> Arrays:
+    """Their parts one behind the other, and the rows side by side."""
+    each = [[kept.content for kept in row] for row in rows]
+    return [
+        [
+            mx.concatenate([mx.concatenate([part[layer][place] for part in row], axis=2) for row in each])
+            for place in range(len(arrays))
+        ]
+        for layer, arrays in enumerate(each[0][0])
+    ]
+
+
 def _pairs(layers: Arrays, others: Arrays) -> Iterator[tuple[mx.array, mx.array]]:
     for layer, other in zip(layers, others, strict=True):
         yield from zip(layer, other, strict=True)
@@ -350,6 +393,7 @@ class Lanes:
 
     joint = False
     ahead = False
+    whole = True
 
     def __init__(self, model: Any, room: Room = UNBOUNDED) -> None:
         self._model = model
@@ -361,14 +405,20 @@ class Lanes:
     def nbytes(self) -> int:
         return sum(cache.nbytes for row in self._rows.values() for cache in row)
 
-    def fits(self, lengths: Sequence[int]) -> bool:
-        return len(lengths) <= 1 or sum(map(self._bytes, lengths)) <= self._room.bytes
+    def fits(self, lengths: Sequence[int], beside: int = 0) -> bool:
+        return self._room.holds(lengths, sum(map(self._bytes, lengths)), beside)
 
     def _bytes(self, length: int) -> float:
         return sum(price.of(length) for price in self._prices)
 
-    def open(self) -> list[Any]:
-        return make_prompt_cache(self._model)
+    def open(self, kept: Beginnings = ()) -> list[Any]:
+        return merged.opened(self._model, kept)
+
+    def keep(self, row: RowId, start: int, end: int) -> Kept:
+        return merged.snapshot(self._rows[row])
+
+    def drop(self, kept: Kept) -> None:
+        pass
 
     def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
         (row,) = rows

@@ -7,6 +7,7 @@ not requests; nothing here is evaluated before somebody asks for a step's logits
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
+from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import Room
 from mlxrpc_server.types import RowId
 
@@ -31,6 +33,7 @@ class Merged:
     """One cache of mlx-lm's for all rows; a row that joins, or has nothing behind it yet, is apart in its own."""
 
     joint = False
+    whole = True
 
     def __init__(self, model: Any, sample: Sequence[Any], room: Room) -> None:
         """The sample is a row's caches behind one token."""
@@ -49,15 +52,23 @@ class Merged:
         caches = [*self._cache, *(cache for apart in self._apart.values() for cache in apart.cache)]
         return sum(cache.nbytes for cache in caches)
 
-    def fits(self, lengths: Sequence[int]) -> bool:
-        return len(lengths) <= 1 or len(lengths) * self._row_bytes(max(lengths)) <= self._room.bytes
+    def fits(self, lengths: Sequence[int], beside: int = 0) -> bool:
+        return self._room.holds(lengths, len(lengths) * self._row_bytes(max(lengths, default=0)), beside)
 
     def _row_bytes(self, longest: int) -> float:
         """Of each row: the padding before it costs as much as the tokens of the longest."""
         return sum(price.of(longest) for price in self._prices)
 
-    def open(self) -> list[Any]:
-        return make_prompt_cache(self._model)
+    def open(self, kept: Sequence[Sequence[Kept]] = ()) -> list[Any]:
+        return opened(self._model, kept)
+
+    def keep(self, row: RowId, _start: int, _end: int) -> Kept:
+        if row in self._apart:
+            return snapshot(self._apart[row].cache)
+        return snapshot([cache.extract(self._rows.index(row)) for cache in self._cache])
+
+    def drop(self, kept: Kept) -> None:
+        pass
 
     def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
         (row,), (length,) = rows, lengths
@@ -155,6 +166,27 @@ def _price(cache: Any) -> _Price:
         return _Price(0)
     most = cache.max_size if isinstance(cache, RotatingKVCache) else float("inf")
     return _Price(0, cache.nbytes / cache.keys.shape[2], most)
+
+
+def snapshot(caches: Sequence[Any]) -> Kept:
+    """A row's caches as they are now, whatever becomes of them."""
+    copies = copy.deepcopy(list(caches))
+    for cache in flat(copies):
+        if type(cache) is KVCache:
+            keys, values, length = cache.state
+            cache.state = mx.contiguous(keys[..., :length, :]), mx.contiguous(values[..., :length, :]), length
+    state: Any = tree_flatten([cache.state for cache in copies])
+    arrays = [value for _, value in state if isinstance(value, mx.array)]
+    return Kept(copies, sum(array.nbytes for array in arrays), arrays)
+
+
+def opened(model: Any, kept: Sequence[Sequence[Kept]]) -> list[Any]:
+    """A row's caches: new ones, or a copy of what was kept of another."""
+    if not any(kept):
+        return make_prompt_cache(model)
+    ((one,),) = kept
+    caches: list[Any] = copy.deepcopy(one.content)
+    return caches
 
 
 def flat(caches: Sequence[Any]) -> Iterator[Any]:

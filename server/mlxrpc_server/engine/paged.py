@@ -16,6 +16,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlxrpc_server.engine import attention
 from mlxrpc_server.engine.often import Often
 from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, rounded, slabs
+from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.types import RowId
 
@@ -93,6 +94,9 @@ class Store(Protocol):
     ) -> mx.array:
         """Of each row's new query over what the row holds and its new key and value, which are written besides."""
 
+    def read(self, layer: int, rows: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
+        """Keys and values of rows of as many whole pages each, as they are behind all that was begun until now."""
+
     def forget(self) -> None:
         """What was begun and may never come to its end."""
 
@@ -100,6 +104,7 @@ class Store(Protocol):
 class Paged:
     joint = True
     ahead = True
+    whole = False
 
     def __init__(self, model: Any, form: Form, store: Store, room: Room = UNBOUNDED) -> None:
         attention.route(model)
@@ -131,11 +136,26 @@ class Paged:
     def store(self) -> Store:
         return self._store
 
-    def fits(self, lengths: Sequence[int]) -> bool:
-        return fit(lengths, self._form.page_bytes, self._slab, self._room)
+    def fits(self, lengths: Sequence[int], beside: int = 0) -> bool:
+        return fit(lengths, self._form.page_bytes, self._slab, self._room, beside)
 
-    def open(self) -> list[Any]:
-        return make_prompt_cache(self._model)
+    def open(self, kept: Sequence[Sequence[Kept]] = ()) -> list[Any]:
+        caches: list[Any] = make_prompt_cache(self._model)
+        if any(kept):
+            rows = [[page for one in row for page in one.content] for row in kept]
+            for layer, cache in enumerate(caches):
+                keys, values = self._store.read(layer, rows)
+                cache.state = keys, values, keys.shape[2]
+        return caches
+
+    def keep(self, row: RowId, start: int, end: int) -> Kept:
+        """No copy: full pages are not written any more, and stay when the row leaves."""
+        pages = list(self._pages.of(row)[start // SIZE : end // SIZE])
+        self._pages.keep(pages)
+        return Kept(pages, len(pages) * self._form.page_bytes)
+
+    def drop(self, kept: Kept) -> None:
+        self._pages.drop(kept.content)
 
     def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
         self._settle()
@@ -240,6 +260,13 @@ def planned(store: Store, pages: Sequence[Sequence[int]], lengths: Sequence[int]
         split=split,
         steps=steps,
     )
+
+
+def rows_of(pages: mx.array, rows: int) -> mx.array:
+    """[rows * pages, heads, SIZE, size], every row with as many: each row's tokens, [rows, heads, tokens, size]."""
+    count, heads, _, size = pages.shape
+    apart = pages.reshape(rows, count // rows, heads, SIZE, size).transpose(0, 2, 1, 3, 4)
+    return apart.reshape(rows, heads, count // rows * SIZE, size)
 
 
 class _Layer:

@@ -34,12 +34,13 @@ def needed(length: int) -> int:
     return -(-(length + AHEAD) // SIZE)
 
 
-def fit(lengths: Sequence[int], page_bytes: int, slab: int, room: Room) -> bool:
-    """Whether rows of these lengths find room together, where pages come in slabs of so many.
+def fit(lengths: Sequence[int], page_bytes: int, slab: int, room: Room, beside: int = 0) -> bool:
+    """Whether rows of these lengths find room together, beside pages of so many bytes, where pages come in slabs.
 
     A row alone always does: there is nobody to wait for.
     """
-    return len(lengths) <= 1 or slabs(sum(map(needed, lengths)), slab) * slab * page_bytes <= room.bytes
+    pages = sum(map(needed, lengths)) + -(-beside // page_bytes)
+    return (len(lengths) <= 1 and not beside) or slabs(pages, slab) * slab * page_bytes <= room.bytes
 
 
 def slabs(pages: int, slab: int) -> int:
@@ -60,21 +61,26 @@ def part_tokens(lengths: Sequence[int], kv_heads: int) -> int:
 
 
 class Pages:
-    """Gives out the lowest free pages, so that those at the end become free for good when there is less to hold."""
+    """Gives out the lowest free pages, so that those at the end become free for good when there is less to hold.
+
+    A page may outlive its row: it is free when nobody holds it any more.
+    """
 
     def __init__(self) -> None:
         self._of: dict[RowId, list[int]] = {}
+        self._holders: dict[int, int] = {}
+        """How many there are of each page."""
         self._free: list[int] = []
         self._end = 0
 
     @property
     def used(self) -> int:
-        return sum(map(len, self._of.values()))
+        return len(self._holders)
 
     @property
     def end(self) -> int:
         """Behind the last page that is in use."""
-        return max((max(pages, default=-1) for pages in self._of.values()), default=-1) + 1
+        return max(self._holders, default=-1) + 1
 
     def of(self, row: RowId) -> Sequence[int]:
         return self._of[row]
@@ -85,19 +91,31 @@ class Pages:
         held.extend(self._next() for _ in range(pages - len(held)))
 
     def take_back(self, row: RowId) -> None:
-        self._put_back(self._of.pop(row))
+        self.drop(self._of.pop(row))
+
+    def keep(self, pages: Iterable[int]) -> None:
+        """Has them held once more."""
+        for page in pages:
+            self._holders[page] += 1
+
+    def drop(self, pages: Iterable[int]) -> None:
+        """Has them held once less."""
+        for page in pages:
+            self._holders[page] -= 1
+            if not self._holders[page]:
+                del self._holders[page]
+                heapq.heappush(self._free, page)
 
     def clear(self) -> None:
         self._of.clear()
+        self._holders.clear()
         self._free.clear()
         self._end = 0
 
     def _next(self) -> int:
         if self._free:
-            return heapq.heappop(self._free)
-        self._end += 1
-        return self._end - 1
-
-    def _put_back(self, pages: Iterable[int]) -> None:
-        for page in pages:
-            heapq.heappush(self._free, page)
+            page = heapq.heappop(self._free)
+        else:
+            page, self._end = self._end, self._end + 1
+        self._holders[page] = 1
+        return page

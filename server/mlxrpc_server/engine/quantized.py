@@ -34,8 +34,8 @@ class Quantized:
     group: int
     layers: int
 
-    def open(self, _model: Any) -> list[Any]:
-        return [Prefill(self) for _ in range(self.layers)]
+    def open(self, _model: Any, held: Sequence[Sequence[mx.array]] = ()) -> list[Any]:
+        return [Prefill(self, layer) for layer in held] or [Prefill(self) for _ in range(self.layers)]
 
     def stored(self, layer: Any) -> Sequence[mx.array]:
         arrays: Sequence[mx.array] = layer.arrays
@@ -67,9 +67,12 @@ class Prefill:
     faster over numbers than over what is packed, and needs no scores in memory.
     """
 
-    def __init__(self, packing: Quantized) -> None:
+    def __init__(self, packing: Quantized, held: Sequence[mx.array] = ()) -> None:
         self._packing = packing
         self._cache: Any = QuantizedKVCache(packing.group, packing.bits)
+        if held:
+            state = tuple(held[:3]), tuple(held[3:]), held[0].shape[2], packing.group, packing.bits
+            self._cache.state = state
 
     @property
     def offset(self) -> int:

@@ -43,9 +43,13 @@ class Room:
     """The most that there will be."""
     bytes: int
 
-    def fits(self, lengths: Sequence[int], cell_bytes: int) -> bool:
-        """A row alone always does: there is nobody to wait for."""
-        return len(lengths) <= 1 or tight_cells(lengths) * cell_bytes <= self.bytes
+    def fits(self, lengths: Sequence[int], cell_bytes: int, beside: int = 0) -> bool:
+        """Beside so many bytes. A row alone always does: there is nobody to wait for."""
+        return self.holds(lengths, tight_cells(lengths) * cell_bytes, beside)
+
+    def holds(self, lengths: Sequence[int], nbytes: float, beside: int) -> bool:
+        """The same for rows that take so much."""
+        return (len(lengths) <= 1 and not beside) or nbytes + beside <= self.bytes
 
     def shape(self, held: Shape, lengths: Sequence[int], other_cells: int, cell_bytes: int) -> Shape:
         """What a block holds next, beside so many cells of others.

@@ -8,6 +8,7 @@ last one's output as an input, and its own output is the next ticket.
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
 from array import array
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from mlxrpc_server.engine.kernels import cuda_kernel
-from mlxrpc_server.engine.paged import Form, Plan
+from mlxrpc_server.engine.paged import Form, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
 
 WRITERS = 128
@@ -107,6 +108,22 @@ class CudaStore:
             output_shapes=[(1,)],
             output_dtypes=[form.dtype],
         )
+
+    def read(self, layer: int, rows: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
+        """By MLX's own means, behind the last kernel that touched this layer."""
+        # MLX sees no write into a slab, so a read may run beside one that is in the same graph. This ends the graph.
+        mx.async_eval(self.tickets)  # type: ignore[no-untyped-call]
+        form, pages = self._form, [page for row in rows for page in row]
+        used = sorted({page // self.slab for page in pages})
+        slabs = mx.depends([self._slabs[number] for number in used], [self.tickets[layer]])
+        shape = (2, self.slab, form.kv_heads, SIZE, form.head_size)
+        held = [slab[2 * layer : 2 * layer + 2].reshape(shape) for slab in slabs]
+        parts = []
+        for number, run in itertools.groupby(pages, lambda page: page // self.slab):
+            places = mx.array([page % self.slab for page in run])
+            parts.append(mx.take(held[used.index(number)], places, axis=1))
+        keys, values = mx.concatenate(parts, axis=1)
+        return rows_of(keys, len(rows)), rows_of(values, len(rows))
 
     def attend(
         self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int

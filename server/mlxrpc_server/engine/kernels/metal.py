@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxrpc_server.engine.kernels import metal_kernel
-from mlxrpc_server.engine.paged import Form, Plan
+from mlxrpc_server.engine.paged import Form, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
 
 WRITERS = 128
@@ -75,6 +75,11 @@ class MetalStore:
             output_shapes=[(1,)],
             output_dtypes=[form.dtype],
         )
+
+    def read(self, layer: int, rows: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
+        mx.eval(self.tickets[layer])  # MLX sees no write into the pages: a read might run beside one
+        pages, keys, values = mx.array([page for row in rows for page in row]), self._keys[layer], self._values[layer]
+        return rows_of(keys[pages], len(rows)), rows_of(values[pages], len(rows))
 
     def attend(
         self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlxrpc_server.engine.paged import Form, Plan
+from mlxrpc_server.engine.paged import Form, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
 
 Table = Sequence[Sequence[int]]
@@ -59,6 +59,10 @@ class PlainStore:
 
     def _row(self, stored: mx.array, pages: Sequence[int]) -> mx.array:
         return mx.concatenate([stored[page : page + 1] for page in pages], axis=2)
+
+    def read(self, layer: int, rows: Table) -> tuple[mx.array, mx.array]:
+        pages = mx.array([page for row in rows for page in row])
+        return rows_of(self._keys[layer][pages], len(rows)), rows_of(self._values[layer][pages], len(rows))
 
     def forget(self) -> None:
         pass
