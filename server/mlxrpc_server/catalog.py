@@ -71,6 +71,9 @@ class ModelConfig:
     """Of keys and values, 8 or 4: twice or three and a half times as many tokens as in half precision find room, and
     answers change a little. None: as they are computed. On a CPU the products of quantized numbers are plain loops:
     attention takes three times as long."""
+    metal_kernels: bool = False
+    """On an Apple GPU, decode with kernels of ours, which have never run on one. They are tried at each load, and left
+    alone where they compute something else than plain operations do."""
     defaults: SamplingChoice = SamplingChoice()
     system_prompt: str = ""
 

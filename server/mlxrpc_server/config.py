@@ -309,6 +309,7 @@ _MODEL_KEYS: dict[str, Callable[[Any], Any]] = {
     "max_output_tokens": _whole(1),
     "pin": _switch,
     "kv_bits": _bits,
+    "metal_kernels": _switch,
     "system_prompt": _text,
 }
 

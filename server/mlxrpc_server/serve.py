@@ -157,6 +157,7 @@ class Server:
             max_rows=self._config.max_rows,
             prefill_tokens=self._config.prefill_tokens,
             kv_bits=entry.config.kv_bits,
+            metal_kernels=entry.config.metal_kernels,
         )
         return Model(entry, load, changed=changed)
 

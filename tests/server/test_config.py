@@ -79,6 +79,7 @@ def test_a_model_of_the_file_has_every_key(tmp_path: Path) -> None:
         max_output_tokens = 50
         pin = true
         kv_bits = 8
+        metal_kernels = true
         system_prompt = "Be brief."
         defaults = {{ temperature = 0.5, top_p = 0.9, top_k = 40, repetition_penalty = 1.1, logit_bias = {{ 5 = -1 }} }}
         """,
@@ -88,6 +89,7 @@ def test_a_model_of_the_file_has_every_key(tmp_path: Path) -> None:
     assert chosen.preload == ()
     assert (model.aliases, model.context_length, model.max_output_tokens) == (("latest",), 100, 50)
     assert (model.pin, model.kv_bits, model.system_prompt, model.tokenizer_source) == (True, 8, "Be brief.", source)
+    assert model.metal_kernels
     assert model.defaults == SamplingChoice(0.5, 0.9, 40, repetition_penalty=1.1, logit_bias=((5, -1.0),))
 
 

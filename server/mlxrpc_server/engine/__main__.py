@@ -122,7 +122,11 @@ def _serve(channel: Channel, load: wire.Load) -> None:
     room = Room(rows=load.max_rows, bytes=load.kv_bytes or int(SHARE * device.memory_bytes()))
     try:
         loaded = load_model(
-            Path(load.path), lambda stage: channel.send(wire.Progress(stage)), room, kv_bits=load.kv_bits
+            Path(load.path),
+            lambda stage: channel.send(wire.Progress(stage)),
+            room,
+            kv_bits=load.kv_bits,
+            metal_kernels=load.metal_kernels,
         )
     except CannotLoad as error:
         channel.send(wire.Failed(str(error)))

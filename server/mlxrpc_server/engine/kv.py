@@ -78,7 +78,9 @@ def for_model(model: Any, room: Room = UNBOUNDED, kv_bits: int | None = None) ->
     return next(layouts(model, room, kv_bits))
 
 
-def layouts(model: Any, room: Room = UNBOUNDED, kv_bits: int | None = None) -> Iterator[KV]:
+def layouts(
+    model: Any, room: Room = UNBOUNDED, kv_bits: int | None = None, *, metal_kernels: bool = False
+) -> Iterator[KV]:
     """What may suit the model, best first; the last one suits every model, unless it has to be in so many bits."""
     caches = sample(model)
     plain = all(type(cache) is KVCache and cache.keys is not None for cache in caches)
@@ -86,7 +88,7 @@ def layouts(model: Any, room: Room = UNBOUNDED, kv_bits: int | None = None) -> I
         if plain and (packing := quantized.packing(caches, kv_bits)):
             yield Blocks(model, room, packing)
         return
-    if pages := stores.layout(model, caches, room):
+    if pages := stores.layout(model, caches, room, metal_kernels=metal_kernels):
         yield pages
     if plain:
         yield Blocks(model, room)

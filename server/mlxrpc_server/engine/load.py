@@ -62,6 +62,7 @@ def load(
     room: Room = UNBOUNDED,
     *,
     kv_bits: int | None = None,
+    metal_kernels: bool = False,
     keep_quantized: bool = False,
     free_bytes: Callable[[], int] = device.free_bytes,
 ) -> Loaded:
@@ -73,7 +74,11 @@ def load(
     _check_config(path)
     try:
         model, dtype = _model(path, report, keep_quantized, free_bytes)
-        return _served(model, dtype, report, room, kv_bits)
+        report("warm-up")
+        probe = _probe_tokens()
+        kv = proven(model, probe, dtype, room, kv_bits, metal_kernels=metal_kernels)
+        report("ready")
+        return _served(model, dtype, kv, probe)
     except CannotLoad:
         raise
     except Exception as error:  # whatever mlx-lm, a model's own code and MLX raise on files that they did not expect
@@ -90,11 +95,7 @@ def _model(path: Path, report: Report, keep_quantized: bool, free_bytes: Callabl
     return model, _settle(model)
 
 
-def _served(model: Any, dtype: mx.Dtype, report: Report, room: Room, kv_bits: int | None) -> Loaded:
-    report("warm-up")
-    probe = _probe_tokens()
-    kv = proven(model, probe, dtype, room, kv_bits)
-    report("ready")
+def _served(model: Any, dtype: mx.Dtype, kv: KV, probe: list[list[int]]) -> Loaded:
     return Loaded(
         model=model,
         kv=kv,
@@ -174,7 +175,13 @@ def _logits_width(model: Any, tokens: list[int]) -> int:
 
 
 def proven(
-    model: Any, probe: list[list[int]], dtype: mx.Dtype, room: Room = UNBOUNDED, kv_bits: int | None = None
+    model: Any,
+    probe: list[list[int]],
+    dtype: mx.Dtype,
+    room: Room = UNBOUNDED,
+    kv_bits: int | None = None,
+    *,
+    metal_kernels: bool = False,
 ) -> KV:
     """The first of the model's layouts in which rows give what they give alone.
 
@@ -184,7 +191,7 @@ def proven(
     if not all(bool(mx.isfinite(logits).all()) for logits in alone):
         raise CannotLoad("its logits are not finite numbers")
     _warm_sampling(mx.stack(alone))
-    for kv in layouts(model, room, kv_bits):
+    for kv in layouts(model, room, kv_bits, metal_kernels=metal_kernels):
         tolerance = TOLERANCE[dtype]
         if kv_bits is not None:
             # What the bits take from the logits, they take alone as well; what is rounded may fall to either side.

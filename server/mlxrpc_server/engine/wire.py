@@ -38,6 +38,8 @@ class Load(Message, frozen=True):
     """For the rows' keys and values; 0 for a share of the device's memory. One row alone always runs."""
     kv_bits: int | None = None
     """In how many bits keys and values are kept; None: as they are computed."""
+    metal_kernels: bool = False
+    """Whether kernels of our own may run on an Apple GPU."""
 
 
 class Submit(Message, frozen=True):
