@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from mlxrpc.v1.model_pb2 import Capabilities
 from mlxrpc.v1.model_pb2 import Model as ModelMessage
 from mlxrpc_server import protos
+from mlxrpc_server.abilities import abilities_of
 from mlxrpc_server.catalog import Entry
 from mlxrpc_server.model import Model
 from mlxrpc_server.models import Models
@@ -24,30 +22,21 @@ async def describe(entries: Iterable[Entry], models: Models) -> list[ModelMessag
 
 
 def capabilities_of(entry: Entry, loaded: Model | None) -> Capabilities:
-    """Tools, thinking, constraints and vision are not offered yet, whatever the model could do."""
+    """Constraints and vision are not offered yet, whatever the model could do."""
+    can = abilities_of(entry.tokenizer_path)
     return Capabilities(
-        chat_template=brings_chat_template(entry.tokenizer_path),
+        chat_template=can.chat_template,
+        tools=can.tools,
+        thinking=can.thinking,
         batching=_batches(loaded),
     )
-
-
-@functools.cache
-def brings_chat_template(folder: Path) -> bool:
-    """Looks where tokenizers keep their templates, once per folder. No tokenizer is loaded for it."""
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return True
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and bool(config.get("chat_template") or config.get("chat_template_type"))
 
 
 def _read_files(entries: Iterable[Entry]) -> None:
     """Off the loop: all that an entry and this module read once and keep."""
     for entry in entries:
         _ = entry.facts
-        brings_chat_template(entry.tokenizer_path)
+        abilities_of(entry.tokenizer_path)
 
 
 def _described(entry: Entry, models: Models) -> ModelMessage:

@@ -88,7 +88,7 @@ def _message(given: pb.Message, path: str, faults: Faults) -> types.Message:
         name=given.name or None,
         reasoning=given.reasoning or None,
         tool_call_id=given.tool_call_id or None,
-        tool_calls=parse_tools.calls(given.tool_calls, f"{path}.tool_calls", faults) if given.tool_calls else (),
+        tool_calls=_calls(given, f"{path}.tool_calls", faults) if given.tool_calls else (),
     )
 
 
@@ -96,12 +96,17 @@ def _check_role(given: pb.Message, path: str, faults: Faults) -> None:
     """That the role is one, and that the message has no fields of another's."""
     if given.role not in ROLES:
         faults.add(f"{path}.role", f"must be system, user, assistant or tool; {given.role} is none of them")
-    if given.tool_calls and given.role != pb.ROLE_ASSISTANT:
-        faults.add(f"{path}.tool_calls", "only an assistant's message has tool calls")
     if given.reasoning and given.role != pb.ROLE_ASSISTANT:
         faults.add(f"{path}.reasoning", "only an assistant's message has reasoning")
     if given.tool_call_id and given.role != pb.ROLE_TOOL:
         faults.add(f"{path}.tool_call_id", "only a tool's message has a tool_call_id")
+
+
+def _calls(given: pb.Message, path: str, faults: Faults) -> tuple[types.ToolCall, ...]:
+    if given.role == pb.ROLE_ASSISTANT:
+        return parse_tools.calls(given.tool_calls, path, faults)
+    faults.add(path, "only an assistant's message has tool calls")
+    return ()
 
 
 def _text(part: pb.Part, path: str, place: int, faults: Faults) -> str:

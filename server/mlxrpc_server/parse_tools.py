@@ -37,7 +37,10 @@ def _tool(given: pb.Tool, path: str, faults: Faults) -> types.Tool:
 
 
 def choice(request: pb.GenerateRequest | pb.StreamGenerateRequest, faults: Faults) -> types.ToolChoice:
-    """Unset is what AUTO means where there are tools, and what NONE means where there are none."""
+    """Unset is what AUTO means where there are tools, and what NONE means where there are none.
+
+    With NONE the conversation says that its tools are not shown.
+    """
     given, names = request.tool_choice, tuple(tool.name for tool in request.tools)
     kind = given.WhichOneof("kind") if request.HasField("tool_choice") else "unset"
     path = f"tool_choice.{kind}"
@@ -46,8 +49,10 @@ def choice(request: pb.GenerateRequest | pb.StreamGenerateRequest, faults: Fault
             return types.ToolChoice()
         case None:
             faults.add("tool_choice", "a mode or a name must be set")
+        case "mode" if given.mode not in pb.ToolChoice.Mode.values() or not given.mode:
+            faults.add(path, f"{given.mode} is no mode that this server knows")
         case "mode" if given.mode == pb.ToolChoice.MODE_NONE:
-            return types.ToolChoice(none=True)
+            return types.ToolChoice()
         case _ if not names:
             faults.add(path, "there are no tools to choose from")
         case "name" if given.name not in names:
@@ -58,8 +63,6 @@ def choice(request: pb.GenerateRequest | pb.StreamGenerateRequest, faults: Fault
             return types.ToolChoice((given.name,), once=True)
         case "mode" if given.mode == pb.ToolChoice.MODE_REQUIRED:
             return types.ToolChoice(names)
-        case "mode" if given.mode != pb.ToolChoice.MODE_AUTO:
-            faults.add(path, f"{given.mode} is no mode that this server knows")
     return types.ToolChoice()
 
 

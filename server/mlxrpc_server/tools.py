@@ -46,13 +46,13 @@ class CallFormat:
 
 def call_format(wrapper: Any) -> CallFormat | None:
     """That of the tokenizer that mlx-lm has wrapped; None where it knows none, or where the template takes no tools."""
-    if not wrapper.has_tool_calling or not _takes_tools(wrapper.chat_template):
+    if not wrapper.has_tool_calling or not takes_tools(wrapper.chat_template):
         return None
     family = wrapper.tool_parser.__module__.rpartition(".")[2]
     return CallFormat(family, Markers(wrapper.tool_call_start, wrapper.tool_call_end), wrapper.tool_parser)
 
 
-def _takes_tools(template: object) -> bool:
+def takes_tools(template: object) -> bool:
     """Where there is none, the model's template is code in mlx-lm or transformers, which takes tools."""
     return template is None or "tools" in str(template)
 

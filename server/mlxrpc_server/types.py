@@ -34,6 +34,7 @@ class FinishReason(enum.Enum):
     STOP_SEQUENCE = "stop_sequence"
     MAX_TOKENS = "max_tokens"
     CONTEXT_LENGTH = "context_length"
+    CONSTRAINT_COMPLETE = "constraint_complete"
     TOOL_CALLS = "tool_calls"
 
 
@@ -148,13 +149,12 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether tools are called: as the model likes, one of those named, or none."""
+    """Whether tools must be called, where there are any."""
 
     names: tuple[str, ...] = ()
     """One of these must be called; empty: the model decides."""
     once: bool = False
     """One call and no more, as where the caller named the tool."""
-    none: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,31 @@ class Conversation:
 
 
 Input = TextInput | TokenInput | Conversation
+
+
+class ConstraintKind(enum.Enum):
+    """The values are the fields' names in the contract."""
+
+    JSON_SCHEMA = "json_schema"
+    JSON_OBJECT = "json_object"
+    REGEX = "regex"
+    GRAMMAR = "grammar"
+    CHOICES = "choices"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What a completion must conform to."""
+
+    kind: ConstraintKind
+    text: str = ""
+    """The schema, the expression or the grammar."""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The request's field."""
+        return f"constraint.{self.kind.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +254,7 @@ class Request:
     """Of how many of the likeliest tokens beside each one's own; None for none at all."""
     coalescing: Coalescing = Coalescing()
     tool_choice: ToolChoice = ToolChoice()
+    constraint: Constraint | None = None
     inline_reasoning: bool = False
     """Reasoning is left in the text, as the model wrote it."""
 

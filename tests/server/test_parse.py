@@ -42,6 +42,16 @@ def message(fields: str) -> str:
     return f"input {{ conversation {{ messages {{ {fields} }} }} }}"
 
 
+def call(fields: str) -> str:
+    return message(f"role: ROLE_ASSISTANT tool_calls {{ {fields} }}")
+
+
+def continued(messages: str) -> str:
+    first = 'messages { role: ROLE_USER parts { text: "x" } }'
+    return f"input {{ conversation {{ continue_final_message: true {first} {messages} }} }}"
+
+
+CONTINUED = "input.conversation.continue_final_message"
 RESUME = 'resume { seed: 1 fingerprint: "f" create_time { seconds: 1 } }'
 
 OUT_OF_RANGE = [
@@ -57,6 +67,33 @@ OUT_OF_RANGE = [
     (message('role: ROLE_USER parts { text: "" } tool_calls {}'), "input.conversation.messages[0].tool_calls"),
     (message('role: ROLE_USER parts { text: "" } reasoning: "x"'), "input.conversation.messages[0].reasoning"),
     (message('role: ROLE_USER parts { text: "" } tool_call_id: "x"'), "input.conversation.messages[0].tool_call_id"),
+    (call('id: "c" arguments: "{}"'), "input.conversation.messages[0].tool_calls[0].name"),
+    (call('name: "f"'), "input.conversation.messages[0].tool_calls[0].arguments"),
+    (call('name: "f" arguments: "[]"'), "input.conversation.messages[0].tool_calls[0].arguments"),
+    (continued(""), CONTINUED),
+    (continued('messages { role: ROLE_USER parts { text: "a" } }'), CONTINUED),
+    (continued('messages { role: ROLE_ASSISTANT parts { text: "" } }'), CONTINUED),
+    (continued('messages { role: ROLE_ASSISTANT reasoning: "r" }'), CONTINUED),
+    (
+        continued('messages { role: ROLE_ASSISTANT parts { text: "a" } tool_calls { name: "f" arguments: "{}" } }'),
+        CONTINUED,
+    ),
+    (f"{TEXT} tools {{ name: 'f' }}", "tools"),
+    (f"{USER} tools {{}}", "tools[0].name"),
+    (f"{USER} tools {{ name: 'f.g' }}", "tools[0].name"),
+    (f"{USER} tools {{ name: '{'f' * 65}' }}", "tools[0].name"),
+    (f"{USER} tools {{ name: 'f' }} tools {{ name: 'f' }}", "tools[1].name"),
+    (f"{USER} " + " ".join(f"tools {{ name: 'f{number}' }}" for number in range(129)), "tools"),
+    (f"{USER} tools {{ name: 'f' parameters: '[]' }}", "tools[0].parameters"),
+    (f"{USER} tools {{ name: 'f' parameters: '{{' }}", "tools[0].parameters"),
+    (f"{USER} tools {{ name: 'f' parameters: '{{\"a\": NaN}}' }}", "tools[0].parameters"),
+    (f"{USER} tool_choice {{}}", "tool_choice"),
+    (f"{USER} tool_choice {{ mode: MODE_UNSPECIFIED }}", "tool_choice.mode"),
+    (f"{USER} tool_choice {{ mode: MODE_AUTO }}", "tool_choice.mode"),
+    (f"{USER} tool_choice {{ mode: MODE_REQUIRED }}", "tool_choice.mode"),
+    (f"{USER} tool_choice {{ name: 'f' }}", "tool_choice.name"),
+    (f"{USER} tools {{ name: 'f' }} tool_choice {{ mode: 9 }}", "tool_choice.mode"),
+    (f"{USER} tools {{ name: 'f' }} tool_choice {{ name: 'g' }}", "tool_choice.name"),
     (f"{TEXT} template {{ enable_thinking: false }}", "template"),
     (f"{USER} template {{ variables: '{{' }}", "template.variables"),
     (f"{USER} template {{ variables: '[1]' }}", "template.variables"),
@@ -114,11 +151,6 @@ OUT_OF_RANGE = [
 
 NOT_SUPPORTED = [
     (message("role: ROLE_USER parts { image {} }"), "input.conversation.messages[0].parts[0].image"),
-    (message("role: ROLE_ASSISTANT tool_calls {}"), "input.conversation.messages[0].tool_calls"),
-    (USER.replace("messages", "continue_final_message: true messages"), "input.conversation.continue_final_message"),
-    (f"{TEXT} tools {{ name: 'f' }}", "tools"),
-    (f"{TEXT} tool_choice {{ mode: MODE_AUTO }}", "tool_choice.mode"),
-    (f"{TEXT} tool_choice {{ name: 'f' }}", "tool_choice.name"),
     (f"{TEXT} constraint {{ json_schema: '{{}}' }}", "constraint.json_schema"),
     (f"{TEXT} constraint {{ json_object {{}} }}", "constraint.json_object"),
     (f"{TEXT} constraint {{ regex: 'a' }}", "constraint.regex"),
@@ -131,7 +163,6 @@ SAME_AS_UNSET = [
     "cache {}",
     "stop { min_tokens: 0 ignore_eos: false }",
     "output { reasoning: REASONING_FORMAT_SEPARATE }",
-    "output { reasoning: REASONING_FORMAT_INLINE }",
     "tool_choice { mode: MODE_NONE }",
     "stream_options { min_delta_tokens: 1 max_delta_delay { nanos: 100000000 } }",
     "sampling {}",
@@ -167,7 +198,7 @@ def test_all_violations_come_in_one_error() -> None:
         template { variables: "1" }
         output { logprobs: 21 }
         constraint { regex: "a" }
-        tools { name: "f" }
+        tools { name: "f" } tools { name: "?" }
         resume {}
         stream_options { min_delta_tokens: 0 }
     """)
@@ -187,7 +218,7 @@ def test_all_violations_come_in_one_error() -> None:
         "stop.sequences[0]",
         "stream_options.min_delta_tokens",
         "template.variables",
-        "tools",
+        "tools[1].name",
     ]
 
 
@@ -305,7 +336,7 @@ def test_counting_makes_the_same_checks() -> None:
         "input.conversation.messages[0].role",
         "input.conversation.messages[0].parts[0].image",
         "template.variables",
-        "tools",
+        "tools[0].name",
     }
 
 
@@ -361,7 +392,6 @@ def test_any_generation_is_understood_or_refused(request: pb.StreamGenerateReque
     parsed = understood(lambda: parse.generation(request, ID))
     if parsed is not None:
         assert parsed.model == request.model
-        assert not request.tools
         assert not request.HasField("constraint")
         assert not request.output.HasField("logprobs")
 

@@ -281,7 +281,7 @@ async def test_a_model_whose_files_cannot_be_read_says_so(tmp_path: Path) -> Non
     ("name", "content", "brings"),
     [
         ("chat_template.jinja", "{{ messages }}", True),
-        ("chat_template.json", "{}", True),
+        ("chat_template.json", '{"chat_template": "x"}', False),
         ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
         ("tokenizer_config.json", '{"chat_template": null}', False),
         ("tokenizer_config.json", "[]", False),
