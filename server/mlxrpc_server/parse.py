@@ -14,13 +14,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import model_pb2
-from mlxrpc_server import listing, parse_prompt, parse_tools, ranges, types
+from mlxrpc_server import listing, parse_constraint, parse_prompt, parse_tools, ranges, types
 from mlxrpc_server.faults import Faults
 from mlxrpc_server.types import ModelName, RequestId
 
 GenerationRequest = pb.GenerateRequest | pb.StreamGenerateRequest
 
-FEATURES = ("output", "resume", "sampling", "stop.min_tokens", "stream_options", "template", "tools")
+FEATURES = ("constraint", "output", "resume", "sampling", "stop.min_tokens", "stream_options", "template", "tools")
 """The optional fields that are honoured here; Server.features. The others are refused below."""
 
 MAX_SEQUENCES = 16
@@ -63,6 +63,7 @@ def generation(request: GenerationRequest, id: RequestId) -> types.Request:
         prefill_progress=_wants_progress(request),
         coalescing=_coalescing(request, faults),
         tool_choice=parse_tools.choice(request, faults),
+        constraint=parse_constraint.constraint(request.constraint, faults) if request.HasField("constraint") else None,
         inline_reasoning=request.output.reasoning == pb.REASONING_FORMAT_INLINE,
     )
     faults.refuse_any()
@@ -95,19 +96,9 @@ def list_models(request: pb.ListModelsRequest) -> listing.Page:
 
 
 def _refuse_unsupported(request: GenerationRequest, faults: Faults) -> None:
-    if request.HasField("constraint"):
-        _refuse_constraint(request.constraint, faults)
     # There is no prompt cache yet: nothing is shared among tenants, and every request bypasses it.
     if len(request.cache.tenant) > MAX_TENANT_LENGTH:
         faults.too_long("cache.tenant", request.cache.tenant, MAX_TENANT_LENGTH)
-
-
-def _refuse_constraint(given: pb.Constraint, faults: Faults) -> None:
-    kind = given.WhichOneof("kind")
-    if kind is None:
-        faults.add("constraint", "exactly one kind must be set")
-    else:
-        faults.not_supported(f"constraint.{kind}")
 
 
 def _sampling(given: model_pb2.Sampling, faults: Faults) -> types.SamplingChoice:

@@ -107,12 +107,15 @@ def _serve(channel: Channel, load: wire.Load) -> None:
 
     from mlxrpc_server.engine import blas, device
     from mlxrpc_server.engine.batch import Batch
+    from mlxrpc_server.engine.constraint import Grammars
     from mlxrpc_server.engine.load import CannotLoad
     from mlxrpc_server.engine.load import load as load_model
     from mlxrpc_server.engine.loop import Loop
     from mlxrpc_server.engine.room import SHARE, Room
     from mlxrpc_server.engine.warm import warm
 
+    # First of all: it prepares the vocabulary in a thread, and holds the interpreter for a second where that is large.
+    grammars = Grammars(load.spelling) if load.spelling else None
     blas_name = ""
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if on_cpu:
@@ -146,7 +149,7 @@ def _serve(channel: Channel, load: wire.Load) -> None:
             blas=blas_name,
         )
     )
-    Loop(channel, batch, loaded.vocabulary_size, clock=time.monotonic).run()
+    Loop(channel, batch, loaded.vocabulary_size, clock=time.monotonic, grammars=grammars).run()
 
 
 if __name__ == "__main__":

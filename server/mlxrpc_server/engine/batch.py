@@ -5,7 +5,9 @@ other short ones, joins them behind its last prompt token, and leaves at a stop 
 cancelled. All of them run in their order of arrival; where memory grows short, the youngest goes back to the queue.
 
 Where the KV allows it, the device is one step ahead: a step is dispatched before the tokens of the one before it are
-read, so a row that meets a stop token has ridden in one step too many by then, and nobody hears of it.
+read, so a row that meets a stop token has ridden in one step too many by then, and nobody hears of it. What a row with
+a constraint may say follows from its last token: beside one, the logits are dispatched, then the step before is read
+and the masks are made, and then the draw follows.
 
 Knows token ids and what the model, the KV and the sampler do with them; no text, no sockets.
 """
@@ -19,10 +21,13 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from mlxrpc_server.engine.constraint import Masks, Reader
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.logprobs import Asked, Unread
+from mlxrpc_server.engine.merged import snapshot
 from mlxrpc_server.engine.minimum import Minimum
 from mlxrpc_server.engine.pace import Pace
+from mlxrpc_server.engine.prefix import Kept, Prefixes
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.engine.wire import Left
@@ -43,7 +48,11 @@ class Outcome:
     logprobs: list[LogProbs | None] = field(default_factory=list)
     """One for each token, None where its row did not ask."""
     left: list[tuple[RowId, Left]] = field(default_factory=list)
+    causes: list[tuple[RowId, str]] = field(default_factory=list)
+    """Why, in words, where there is more to say."""
     prefilled: list[tuple[RowId, int]] = field(default_factory=list)
+    cached: list[tuple[RowId, int]] = field(default_factory=list)
+    """Rows that begin, and how many of their tokens need not be computed."""
     preempted: list[RowId] = field(default_factory=list)
     """Rows that went back to the queue, for want of memory."""
     prefill_seconds: float = 0.0
@@ -70,9 +79,13 @@ class Drawn:
 
 
 class Batch:
-    def __init__(self, model: Any, kv: KV, *, max_rows: int, prefill_tokens: int, clock: Clock) -> None:
+    def __init__(
+        self, model: Any, kv: KV, *, max_rows: int, prefill_tokens: int, clock: Clock, prefix_bytes: int = 0
+    ) -> None:
+        """`prefix_bytes`: the most that is kept of rows' beginnings, in the room that rows leave."""
         self._model = model
         self._kv = kv
+        self._prefixes = Prefixes(prefix_bytes, whole=kv.whole, drop=kv.drop)
         self._max_rows = max_rows
         self._pace = Pace(prefill_tokens)
         self._clock = clock
@@ -84,6 +97,7 @@ class Batch:
         self._drawing: list[Row] = []
         self._minimum = Minimum([])
         self._asked = Asked([])
+        self._cancelled: list[Row] = []
         self._read_at = 0.0
         self._outcome = Outcome(0)
         self._arrivals = 0
@@ -91,7 +105,7 @@ class Batch:
 
     @property
     def idle(self) -> bool:
-        return not (self._waiting or self._running or self._unread or self._outcome.left)
+        return not (self._waiting or self._running or self._unread or self._cancelled or self._outcome.left)
 
     @property
     def rows(self) -> int:
@@ -108,44 +122,53 @@ class Batch:
         """What the decoding rows' keys and values take."""
         return self._kv.nbytes
 
+    @property
+    def prefix_bytes(self) -> int:
+        """What is kept of rows' beginnings."""
+        return self._prefixes.nbytes
+
+    def held(self, tenant: str, tokens: Sequence[int]) -> int:
+        """How many of the first of these need not be computed for a row that begins now."""
+        return self._prefixes.find(tenant, tokens[:-1]).length
+
     def submit(self, row: Row) -> None:
         row.arrival = self._arrivals = self._arrivals + 1
         if (ended := row.ended()) is not None:
-            self._outcome.left.append((row.id, ended))
+            self._tell_end(row, ended)
         else:
             self._waiting.append(row)
 
-    def refuse(self, row: RowId) -> None:
-        self._outcome.left.append((row, Left.REFUSED))
+    def refuse(self, row: RowId, reason: Left = Left.REFUSED, cause: str = "") -> None:
+        self._outcome.left.append((row, reason))
+        if cause:
+            self._outcome.causes.append((row, cause))
 
     def cancel(self, row: RowId) -> None:
-        """Takes the row out, wherever it is; one that has left already is nobody's concern."""
-        for one in (*self._running, *self._waiting):
-            if one.id == row:
-                self._take_out(one)
-                self._outcome.left.append((row, Left.CANCELLED))
-                return
+        """Takes the row out at the next step, wherever it is; one that has left already is nobody's concern."""
+        self._cancelled += [one for one in (*self._running, *self._waiting) if one.id == row]
 
     def step(self) -> Outcome:
         """Where this raises, `rebuild` gives what it had done, and everything goes on from the tokens read."""
         begun = self._clock()
         self.steps += 1
         self._outcome.step = self.steps
+        self._let_go()
         self._isolate()
         self._give_way()
         self._admit()
         fed = self._prefill()
         self._decode(fed)
-        self._read()
+        self._read(ahead=1 if self._kv.ahead and self._decoding else 0)
         self._outcome.seconds = self._clock() - begun
         return self._told()
 
     def rebuild(self) -> Outcome:
-        """After a step that raised: all rows begin again behind the tokens that were read.
+        """After a step that raised, for want of memory perhaps: all rows begin again behind the tokens that were read.
 
-        Nothing half-advanced is used again. A row that is alone in this for the second time is at fault.
+        Nothing is kept, and nothing half-advanced is used again. A row that is alone in this for the second time is at fault.
         """
         ran = {row.id: row for row in (*self._running, *self._riding)}.values()
+        self._prefixes.clear()
         self._kv.clear()
         self._unread.clear()
         self._draws = None
@@ -176,6 +199,14 @@ class Batch:
 
     # Who runs
 
+    def _let_go(self) -> None:
+        """Not when they are cancelled: what is kept of them takes memory, and that may raise."""
+        while self._cancelled:
+            row = self._cancelled.pop()
+            if row in self._waiting or row in self._running:
+                self._take_out(row)
+                self._outcome.left.append((row.id, Left.CANCELLED))
+
     def _isolate(self) -> None:
         """While rows are suspected, one that is not gives its place to them."""
         if any(row.suspected for row in self._waiting):
@@ -188,7 +219,7 @@ class Batch:
 
         The oldest never goes back: there is always one that comes to its end.
         """
-        while not self._kv.fits([row.length for row in self._running]):
+        while not self._fits([row.length for row in self._running]):
             youngest = max(self._running, key=lambda row: row.arrival)
             self._send_back(youngest)
             self._outcome.preempted.append(youngest.id)
@@ -211,7 +242,15 @@ class Batch:
 
     def _fits_beside(self, row: Row) -> bool:
         """With a token more for each: none is to come in and go at once."""
-        return self._kv.fits([one.length + 1 for one in (*self._running, row)])
+        return self._fits([one.length + 1 for one in (*self._running, row)])
+
+    def _fits(self, lengths: Sequence[int]) -> bool:
+        """Where rows find room, it is theirs: what is kept goes as far as it stands in their way."""
+        if not self._kv.fits(lengths):
+            return False
+        while not self._kv.fits(lengths, self._prefixes.nbytes):
+            self._prefixes.give_back()
+        return True
 
     def _send_back(self, row: Row) -> None:
         self._take_out(row)
@@ -229,6 +268,7 @@ class Batch:
             drawn.rows = [None if one is row else one for one in drawn.rows]
 
     def _stop_decoding(self, row: Row) -> None:
+        self._keep(row)
         del self._decoding[row.id]
         self._kv.leave(row.id)
         self._draws = None
@@ -254,20 +294,31 @@ class Batch:
     def _group(self, budget: int) -> Iterator[Row]:
         """The row whose turn it is, and those behind it that can be fed with it."""
         first = self._prefilling[0]
+        self._recall(first)
         yield first
-        if not self._kv.joint or first.cached or first.to_prefill > budget:
+        if not self._kv.joint or first.cache or first.to_prefill > budget:
             return
         longest = tokens = first.to_prefill
         for rows, row in enumerate(self._prefilling[1:], start=2):
+            self._recall(row)
             longest, tokens = max(longest, row.to_prefill), tokens + row.to_prefill
-            if row.cached or rows * longest > min(budget, PADDING * tokens):
+            if row.cache or row.cached != first.cached or rows * longest > min(budget, PADDING * tokens):
+                row.rewind()  # by its own turn, more may be kept, or less
                 return
             yield row
 
+    def _recall(self, row: Row) -> None:
+        """A row that has not begun begins behind the longest of its beginnings that is kept."""
+        if row.cache or row.bypass:
+            return
+        prefix = self._prefixes.find(row.tenant, row.context(0, row.length - 1))
+        row.kept, row.cached = prefix.kept, prefix.length
+        row.halt = prefix.known if self._kv.whole and prefix.known > prefix.length else 0
+
     def _prefill_group(self, group: Sequence[Row], budget: int) -> int:
         """Gives the number of tokens fed: none for rows of one token, which are decoding's."""
-        chunks = [row.context(row.cached, row.cached + min(budget, row.to_prefill)) for row in group]
-        cache = group[0].cache or self._kv.open()
+        cache = group[0].cache or self._begun(group)
+        chunks = [row.context(row.cached, row.cached + min(budget, row.next_halt)) for row in group]
         longest = max(map(len, chunks))
         if longest:
             # Nothing that is padded is ever attended to: attention is causal, and the KV takes each row's own tokens.
@@ -279,9 +330,20 @@ class Batch:
             self._outcome.prefilled.append((row.id, row.cached))
         if group[0].to_prefill:
             group[0].cache = cache
+            self._keep_halfway(group[0])
         else:
             self._join(group, cache)
         return len(group) * longest
+
+    def _begun(self, group: Sequence[Row]) -> list[Any]:
+        cache = self._kv.open([row.kept for row in group])
+        if group[0].cached:
+            # Before anything that is kept may be dropped.
+            self._evaluate([layer.state for layer in cache])
+        for row in group:
+            self._outcome.cached.append((row.id, row.cached))
+            row.kept = ()
+        return cache
 
     def _evaluate(self, arrays: Any) -> None:
         """Rows that decode are not kept waiting for a prefill by the host as well."""
@@ -296,6 +358,26 @@ class Batch:
             row.cache = []
             self._prefilling.remove(row)
             self._decoding[row.id] = row
+            self._keep(row)
+
+    def _keep(self, row: Row) -> None:
+        """Lets others begin where the row has come to, as far as its tokens are known. States cannot be cut back to that."""
+        if not row.bypass and not (self._kv.whole and row.known < row.cached):
+            self._evaluate_kept(
+                self._prefixes.keep(
+                    row.tenant, row.context(0, row.known), lambda start, end: self._kv.keep(row.id, start, end)
+                )
+            )
+
+    def _keep_halfway(self, row: Row) -> None:
+        """Where another row parted from it, a third may come by."""
+        if row.cached == row.halt:
+            state = snapshot(row.cache)
+            self._evaluate_kept(self._prefixes.keep(row.tenant, row.context(0, row.cached), lambda _start, _end: state))
+
+    def _evaluate_kept(self, kept: Sequence[Kept]) -> None:
+        if lazy := [array for one in kept for array in one.lazy]:
+            self._evaluate(lazy)
 
     # Decoding
 
@@ -307,14 +389,28 @@ class Batch:
         fed = self._last_tokens(rows)
         positions = mx.array([row.length for row in rows], dtype=mx.uint32)
         draws, logits = self._draws_of(rows, fed), self._kv.decode(fed)
-        tokens = draws.draw(self._minimum.apply(logits), positions)
+        for row in rows:
+            row.cached += 1
+        tokens = draws.draw(self._minimum.apply(self._allowed(rows, logits)), positions)
         logprobs = self._asked.of(logits, tokens)
         mx.async_eval(tokens, *(logprobs.arrays if logprobs else ()))  # type: ignore[no-untyped-call]
-        self._unread.append(Drawn(list(rows), tokens, logprobs, prefilled, self._clock()))
-        for row in rows:
+        still = [row if row.id in self._decoding else None for row in rows]
+        self._unread.append(Drawn(still, tokens, logprobs, prefilled, self._clock()))
+        for row in filter(None, still):
             row.unread += 1
             if row.spent:
                 self._stop_decoding(row)
+
+    def _allowed(self, rows: Sequence[Row], logits: mx.array) -> mx.array:
+        """The logits without what constraints forbid. Rows may leave here, and ride on in this step unheard."""
+        if not any(row.guide for row in rows):
+            return logits
+        mx.async_eval(logits)  # type: ignore[no-untyped-call]
+        self._read(ahead=0)
+        masks = Masks([Reader(row.guide if row.id in self._decoding else None, row.stop_ids) for row in rows])
+        for place, reason in masks.ended.items():
+            self._end(rows[place], reason)
+        return masks.apply(logits)
 
     def _last_tokens(self, rows: Sequence[Row]) -> mx.array:
         """What each row feeds: what was drawn last, be it read or not."""
@@ -339,13 +435,14 @@ class Batch:
             self._drawing = rows
         return self._draws
 
-    def _read(self) -> None:
-        """Waits for the tokens of all steps but the one that may run ahead."""
-        ahead = 1 if self._kv.ahead and self._decoding else 0
+    def _read(self, ahead: int) -> None:
+        """Waits for the tokens of all steps but those that may run ahead."""
         while len(self._unread) > ahead:
-            drawn = self._unread.popleft()
+            drawn = self._unread[0]
             tokens = cast("list[int]", drawn.tokens.tolist())
             logprobs = drawn.logprobs.read() if drawn.logprobs else {}
+            # Not before: where waiting raises, it still holds rows that have nothing more to draw.
+            self._unread.popleft()
             self._measure(drawn)
             for place, (row, token) in enumerate(zip(drawn.rows, tokens, strict=True)):
                 if row is not None:
@@ -362,5 +459,13 @@ class Batch:
         self._outcome.tokens.append((row.id, token))
         self._outcome.logprobs.append(logprobs)
         if ended is not None:
-            self._take_out(row)
-            self._outcome.left.append((row.id, ended))
+            self._end(row, ended)
+
+    def _end(self, row: Row, reason: Left) -> None:
+        self._take_out(row)
+        self._tell_end(row, reason)
+
+    def _tell_end(self, row: Row, reason: Left) -> None:
+        self._outcome.left.append((row.id, reason))
+        if row.guide is not None and row.guide.fault:
+            self._outcome.causes.append((row.id, row.guide.fault))

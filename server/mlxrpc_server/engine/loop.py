@@ -1,20 +1,31 @@
-"""The worker's loop: drain the inbox, step the batch, tell the server. Blocks only while there is nothing to do."""
+"""The worker's loop: drain the inbox, step the batch, tell the server. Blocks only while there is nothing to do.
+
+Rows whose grammar is still being compiled wait here, outside of the batch; it goes on without them.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import FIRST_COMPLETED, Future
 from typing import Protocol
 
 import mlx.core as mx
 
 from mlxrpc_server.engine import wire
 from mlxrpc_server.engine.batch import Batch, Outcome
+from mlxrpc_server.engine.constraint import Broken, Grammars, Guide
 from mlxrpc_server.engine.row import Row
+from mlxrpc_server.engine.wire import Left
+from mlxrpc_server.types import RowId
 
 log = logging.getLogger(__name__)
 
 STATS_EVERY = 1.0
+
+COMPILES_WAIT = 0.02
+"""Seconds between looks at the line while there is nothing but grammars to wait for."""
 
 
 class Line(Protocol):
@@ -26,8 +37,17 @@ class Line(Protocol):
 
 
 class Loop:
-    def __init__(self, line: Line, batch: Batch, vocabulary_size: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        line: Line,
+        batch: Batch,
+        vocabulary_size: int,
+        clock: Callable[[], float],
+        grammars: Grammars | None = None,
+    ) -> None:
         self._line = line
+        self._grammars = grammars
+        self._compiling: dict[RowId, tuple[Row, Future[Guide]]] = {}
         self._batch = batch
         self._vocabulary_size = vocabulary_size
         self._clock = clock
@@ -37,16 +57,22 @@ class Loop:
     def run(self) -> None:
         while not self._closing:
             self._receive()
+            self._take_compiled()
             self._step()
             self._tell_stats()
 
     def _receive(self) -> None:
-        for message in self._line.receive(wait=self._batch.idle):
+        for message in self._line.receive(wait=self._batch.idle and not self._compiling):
             match message:
                 case wire.Submit():
                     self._submit(message)
+                case wire.Cancel(row) if row in self._compiling:
+                    del self._compiling[row]
+                    self._batch.refuse(row, Left.CANCELLED)
                 case wire.Cancel(row):
                     self._batch.cancel(row)
+                case wire.Ask(number, tenant, prompt):
+                    self._line.send(wire.Held(number, self._batch.held(tenant, prompt)))
                 case wire.Shutdown():
                     self._closing = True
                 case _:
@@ -59,19 +85,39 @@ class Loop:
         if not submit.prompt or min(ids) < 0 or max(ids) >= self._vocabulary_size:
             self._batch.refuse(submit.row)
             return
-        self._batch.submit(
-            Row(
-                id=submit.row,
-                prompt=submit.prompt,
-                produced=submit.produced,
-                sampling=submit.sampling,
-                max_tokens=submit.max_tokens,
-                # What the logits do not have is never drawn.
-                stop_ids=frozenset(token for token in submit.stop_ids if token < self._vocabulary_size),
-                logprobs=submit.logprobs,
-                min_tokens=submit.min_tokens,
-            )
+        row = Row(
+            id=submit.row,
+            prompt=submit.prompt,
+            produced=submit.produced,
+            sampling=submit.sampling,
+            max_tokens=submit.max_tokens,
+            # What the logits do not have is never drawn.
+            stop_ids=frozenset(token for token in submit.stop_ids if token < self._vocabulary_size),
+            logprobs=submit.logprobs,
+            min_tokens=submit.min_tokens,
+            tenant=submit.tenant,
+            bypass=submit.bypass,
         )
+        if submit.constraint is None:
+            self._batch.submit(row)
+        elif self._grammars is None:
+            self._batch.refuse(row.id, Left.CONSTRAINT_BROKEN, "the model came without its tokens' spelling")
+        else:
+            self._compiling[row.id] = row, self._grammars.begin(submit.constraint, row.unstopped)
+
+    def _take_compiled(self) -> None:
+        """Into the batch; where they are all that there is, waits a little."""
+        if not self._compiling:
+            return
+        if self._batch.idle:
+            futures.wait([guide for _, guide in self._compiling.values()], COMPILES_WAIT, FIRST_COMPLETED)
+        for row, guide in [waiting for waiting in self._compiling.values() if waiting[1].done()]:
+            del self._compiling[row.id]
+            try:
+                row.guide = guide.result()
+                self._batch.submit(row)
+            except Broken as broken:
+                self._batch.refuse(row.id, Left.CONSTRAINT_BROKEN, str(broken))
 
     def _step(self) -> None:
         if self._batch.idle:
@@ -100,6 +146,7 @@ class Loop:
                 rows=self._batch.rows,
                 waiting=self._batch.waiting,
                 memory_bytes=mx.get_active_memory(),
+                prefix_bytes=self._batch.prefix_bytes,
             )
         )
 
@@ -113,7 +160,9 @@ def _told(outcome: Outcome) -> wire.Step:
         left=[row for row, _ in outcome.left],
         reasons=[reason for _, reason in outcome.left],
         prefilled=outcome.prefilled,
+        cached=outcome.cached,
         prefill_seconds=outcome.prefill_seconds,
         seconds=outcome.seconds,
         logprobs=outcome.logprobs if any(outcome.logprobs) else [],
+        causes=outcome.causes,
     )

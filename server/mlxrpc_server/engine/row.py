@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxrpc_server.engine.constraint import Guide
 from mlxrpc_server.engine.penalties import History
+from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
 
@@ -25,12 +27,22 @@ class Row:
     """Of how many of the likeliest tokens beside each drawn one; -1 for none at all."""
     min_tokens: int = 0
     """How many it must have before a stop id can be drawn."""
+    guide: Guide | None = None
+    """What it may say, at the last token that was read; None for anything."""
+    tenant: str = ""
+    """Whose kept beginnings it may share."""
+    bypass: bool = False
+    """Whether it neither uses what is kept nor leaves anything."""
     unread: int = 0
     """Tokens that were drawn behind `produced` and that nobody has read yet."""
     cache: list[Any] = field(default_factory=list)
     """Its own during prefill; then the KV has it."""
     cached: int = 0
-    """Tokens of the context that the cache holds during prefill."""
+    """Tokens of the context that its cache or the KV holds."""
+    kept: Sequence[Kept] = ()
+    """What it begins with, until it is fed for the first time."""
+    halt: int = 0
+    """Tokens behind which its state is worth keeping, in whole layouts: another row parted from it there."""
     arrival: int = 0
     """Its place among all rows that were submitted, for good."""
     setbacks: int = 0
@@ -47,6 +59,11 @@ class Row:
         return len(self.prompt) + len(self.produced) + self.unread
 
     @property
+    def known(self) -> int:
+        """How many of the cached tokens have been read."""
+        return min(self.cached, len(self.prompt) + len(self.produced))
+
+    @property
     def last_token(self) -> int:
         return self.produced[-1] if self.produced else self.prompt[-1]
 
@@ -54,6 +71,11 @@ class Row:
     def to_prefill(self) -> int:
         """All but the last token, which the first decoding step feeds."""
         return self.length - 1 - self.cached
+
+    @property
+    def next_halt(self) -> int:
+        """How many of those, up to the next place worth a stop."""
+        return self.halt - self.cached if self.halt > self.cached else self.to_prefill
 
     @property
     def spent(self) -> bool:
@@ -70,6 +92,11 @@ class Row:
         """Whether too many steps raised while it ran for that to be others' fault."""
         return self.setbacks >= MOST_SETBACKS
 
+    @property
+    def unstopped(self) -> Sequence[int]:
+        """What it has produced, but for a stop token at the end: whatever that spells, it is no part of the text."""
+        return self.produced[:-1] if self.produced and self.produced[-1] in self.stop_ids else self.produced
+
     def context(self, start: int, end: int) -> list[int]:
         """The tokens from `start` to `end` of prompt and produced together."""
         behind = len(self.prompt)
@@ -81,15 +108,21 @@ class Row:
         self.unread -= 1
         self.setbacks = 0
         self.produced.append(token)
+        if self.guide is not None and token not in self.stop_ids:
+            self.guide.follow(token)
         return self.ended()
 
     def ended(self) -> Left | None:
         if self.produced and self.produced[-1] in self.stop_ids:
             return Left.STOP_TOKEN
+        if self.guide is not None and self.guide.fault:
+            return Left.CONSTRAINT_BROKEN
+        if self.guide is not None and self.guide.complete:
+            return Left.CONSTRAINT_COMPLETE
         if len(self.produced) >= self.max_tokens:
             return Left.LENGTH
         return None
 
     def rewind(self) -> None:
         """Back to what was read: the rest is fed and drawn again, and comes out the same."""
-        self.unread, self.cached, self.cache = 0, 0, []
+        self.unread, self.cached, self.cache, self.kept, self.halt = 0, 0, [], (), 0

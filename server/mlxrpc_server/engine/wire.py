@@ -40,6 +40,19 @@ class Load(Message, frozen=True):
     """In how many bits keys and values are kept; None: as they are computed."""
     metal_kernels: bool = False
     """Whether kernels of our own may run on an Apple GPU."""
+    spelling: list[bytes] = []
+    """What each token id says; empty for an id that says nothing. Constrained rows need it."""
+    prefix_bytes: int | None = None
+    """The most that is kept of rows' beginnings, in the room of their keys and values; None for a share of it."""
+
+
+class Constraint(msgspec.Struct, frozen=True, array_like=True):
+    """What a row's tokens must spell."""
+
+    grammar: str
+    """Ready for llguidance."""
+    after: list[int] = []
+    """Tokens, one behind the other, up to which the row is free: the end of its thinking. Empty: bound from its start."""
 
 
 class Submit(Message, frozen=True):
@@ -56,17 +69,30 @@ class Submit(Message, frozen=True):
     """Of how many of the likeliest tokens beside each drawn one; -1 for none at all."""
     min_tokens: int = 0
     """Until the row has so many, those in `produced` counted, none of its stop ids is drawn."""
+    tenant: str = ""
+    """Whose kept beginnings the row may share."""
+    bypass: bool = False
+    """The row neither uses what is kept nor leaves anything."""
+    constraint: Constraint | None = None
 
 
 class Cancel(Message, frozen=True):
     row: RowId
 
 
+class Ask(Message, frozen=True):
+    """How many of the first of these tokens need not be computed for a row that begins now?"""
+
+    number: int
+    tenant: str
+    prompt: list[int]
+
+
 class Shutdown(Message, frozen=True):
     pass
 
 
-Down = Load | Submit | Cancel | Shutdown
+Down = Load | Submit | Cancel | Ask | Shutdown
 
 
 class Progress(Message, frozen=True):
@@ -100,6 +126,10 @@ class Left(enum.IntEnum):
     """The worker could not take the row at all: an id out of range, or nothing to feed."""
     FAILED = 5
     """A step raises whenever this row runs, also alone."""
+    CONSTRAINT_COMPLETE = 6
+    """What the row says is whole, and nothing may follow."""
+    CONSTRAINT_BROKEN = 7
+    """The constraint cannot be followed any further; Step.causes says why."""
 
 
 class Step(Message, frozen=True):
@@ -117,6 +147,10 @@ class Step(Message, frozen=True):
     """The whole step."""
     logprobs: list[LogProbs | None] = []
     """One for each token, None where its row did not ask; empty where none did."""
+    causes: list[tuple[RowId, str]] = []
+    """In words, of the rows in `left` that have one."""
+    cached: list[tuple[RowId, int]] = []
+    """Rows that begin, and how many of their tokens need not be computed: something of another row's is kept."""
 
 
 class Stats(Message, frozen=True):
@@ -128,6 +162,15 @@ class Stats(Message, frozen=True):
     waiting: int
     """Those that have not begun."""
     memory_bytes: int
+    prefix_bytes: int = 0
+    """What is kept of rows' beginnings."""
+
+
+class Held(Message, frozen=True):
+    """The answer to the question of that number: so many of the first tokens need not be computed."""
+
+    number: int
+    tokens: int
 
 
 class Failed(Message, frozen=True):
@@ -136,7 +179,7 @@ class Failed(Message, frozen=True):
     cause: str
 
 
-Up = Progress | Ready | Step | Stats | Failed
+Up = Progress | Ready | Step | Stats | Held | Failed
 
 
 def encode(message: Message) -> bytes:
