@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlxrpc_server.engine.batch import Batch, Outcome
-from mlxrpc_server.engine.kv import for_model
+from mlxrpc_server.engine.kv import KV, for_model
 from mlxrpc_server.engine.room import Room
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.wire import Left
@@ -30,7 +30,7 @@ class HandClock:
 class Run:
     """A batch, and all that its steps told of each row."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: Any,
         *,
@@ -40,10 +40,13 @@ class Run:
         clock: Callable[[], float] | None = None,
         ahead: bool = False,
         kv_bits: int | None = None,
+        kv: KV | None = None,
+        prefix_bytes: int = 0,
     ) -> None:
-        kv = for_model(model, Room(max_rows, kv_bytes), kv_bits)
+        kv = kv or for_model(model, Room(max_rows, kv_bytes), kv_bits)
         kv.ahead = ahead
-        self.batch = Batch(model, kv, max_rows=max_rows, prefill_tokens=prefill_tokens, clock=clock or HandClock())
+        limits = {"max_rows": max_rows, "prefill_tokens": prefill_tokens, "prefix_bytes": prefix_bytes}
+        self.batch = Batch(model, kv, **limits, clock=clock or HandClock())
         self.outcomes: list[Outcome] = []
         self.most_bytes = 0
         """What keys and values took at most while more than one row was in the layout."""
@@ -67,6 +70,10 @@ class Run:
     def tokens(self, id: int) -> list[int]:
         return [token for outcome in self.outcomes for row, token in outcome.tokens if row == id]
 
+    def cached(self, id: int) -> list[int]:
+        """How much of it was not computed, each time that it began."""
+        return [tokens for outcome in self.outcomes for row, tokens in outcome.cached if row == id]
+
     def left(self, id: int) -> list[Left]:
         return [reason for outcome in self.outcomes for row, reason in outcome.left if row == id]
 
@@ -78,8 +85,9 @@ def row(
     sampling: Sampling = GREEDY,
     produced: Sequence[int] = (),
     stop_ids: Sequence[int] = (),
+    **settings: Any,
 ) -> Row:
-    return Row(RowId(id), prompt, list(produced), sampling, max_tokens, frozenset(stop_ids))
+    return Row(RowId(id), prompt, list(produced), sampling, max_tokens, frozenset(stop_ids), **settings)
 
 
 def alone(model: Any, one: Row, kv_bits: int | None = None) -> list[int]:

@@ -111,7 +111,7 @@ def _serve(channel: Channel, load: wire.Load) -> None:
     from mlxrpc_server.engine.load import CannotLoad
     from mlxrpc_server.engine.load import load as load_model
     from mlxrpc_server.engine.loop import Loop
-    from mlxrpc_server.engine.room import SHARE, Room
+    from mlxrpc_server.engine.room import PREFIX_SHARE, SHARE, Room
     from mlxrpc_server.engine.warm import warm
 
     # First of all: it prepares the vocabulary in a thread, and holds the interpreter for a second where that is large.
@@ -137,7 +137,8 @@ def _serve(channel: Channel, load: wire.Load) -> None:
     limits = {"max_rows": load.max_rows, "prefill_tokens": load.prefill_tokens}
     if not on_cpu:  # where nothing is compiled
         warm(loaded.model, loaded.kv, **limits)
-    batch = Batch(loaded.model, loaded.kv, **limits, clock=time.perf_counter)
+    prefix_bytes = int(PREFIX_SHARE * room.bytes) if load.prefix_bytes is None else load.prefix_bytes
+    batch = Batch(loaded.model, loaded.kv, **limits, clock=time.perf_counter, prefix_bytes=prefix_bytes)
     channel.send(
         wire.Ready(
             vocabulary_size=loaded.vocabulary_size,

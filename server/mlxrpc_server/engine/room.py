@@ -23,6 +23,10 @@ The other half is for weights, and for what these numbers leave out: a chunk's t
 prefill, a layer's old array beside its new one."""
 
 
+PREFIX_SHARE = 1 / 2
+"""Of the room for keys and values, that what is kept of rows' beginnings may take while rows leave it."""
+
+
 class Shape(NamedTuple):
     """Rows side by side, each with the columns of the longest."""
 
