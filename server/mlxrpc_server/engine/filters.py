@@ -14,6 +14,9 @@ import mlx.core as mx
 from mlxrpc_server.engine.some import Some, column
 from mlxrpc_server.types import Sampling
 
+_ROUND = 1024
+"""Values that MLX's scan on CUDA takes in one round, whatever they are."""
+
 _FEW = 256
 """So many tokens are sorted at once on a CPU, where sorting is dear and halving cheap."""
 
@@ -101,7 +104,7 @@ def _edge(masses: mx.array, wanted: mx.array) -> mx.array:
     while masses.shape[-1] > few:
         masses, above = _half_with_edge(masses, above, wanted)
     ordered = mx.sort(masses, axis=-1)[:, ::-1].view(mx.float32)
-    before = above + mx.cumsum(ordered, axis=-1, inclusive=False)
+    before = above + running(ordered, inclusive=False)
     kept = mx.maximum((before < wanted).sum(axis=-1, keepdims=True), 1)
     return mx.take_along_axis(ordered, kept - 1, axis=-1)
 
@@ -154,7 +157,7 @@ class _TopK:
         edge = mx.take_along_axis(ordered, mx.minimum(top_k, ordered.shape[-1]) - 1, axis=-1)
         equal = logits == edge
         places = top_k - (ordered > edge).sum(axis=-1, keepdims=True)
-        kept = (logits > edge) | (equal & (mx.cumsum(equal.astype(mx.int32), axis=-1) <= places))
+        kept = (logits > edge) | (equal & (running(equal.astype(mx.int32)) <= places))
         return kept | (top_k >= width)
 
     def _ordered(self, logits: mx.array) -> mx.array:
@@ -162,6 +165,24 @@ class _TopK:
         depth = max([top_k for top_k in self._top_ks if top_k < logits.shape[-1]], default=1)
         keys = mx.sort(_largest(key(logits.view(mx.int32)), depth), axis=-1)[:, ::-1]
         return key(keys).view(mx.float32)
+
+
+def running(values: mx.array, *, inclusive: bool = True) -> mx.array:
+    """Each row's sums up to each of its values.
+
+    Not by one `cumsum` on a GPU: in MLX 0.32.4, CUDA's scan of a row that takes a block more than one round races
+    (contiguous_scan in scan.cu reads its prefix where the next round already writes). In parts no row takes two.
+    """
+    if mx.default_device() == mx.Device(mx.cpu) or values.shape[-1] <= _ROUND:
+        return mx.cumsum(values, axis=-1, inclusive=inclusive)
+    return in_parts(values, inclusive=inclusive)
+
+
+def in_parts(values: mx.array, *, inclusive: bool) -> mx.array:
+    rows, width = values.shape
+    parts = mx.pad(values, [(0, 0), (0, -width % _ROUND)]).reshape(rows, -1, _ROUND)
+    before = mx.cumsum(parts.sum(axis=-1), axis=-1, inclusive=False)
+    return (mx.cumsum(parts, axis=-1, inclusive=inclusive) + before[..., None]).reshape(rows, -1)[:, :width]
 
 
 def _largest(values: mx.array, count: int) -> mx.array:
