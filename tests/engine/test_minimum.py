@@ -31,7 +31,7 @@ def held(one: Row, min_tokens: int) -> Row:
 def allowed_logits(context: Sequence[int], forbidden: Sequence[int]) -> mx.array:
     logits = tiny.logits_alone(MODEL, context)
     if forbidden:
-        logits[mx.array(forbidden)] = -mx.inf
+        logits[mx.array(list(forbidden))] = -mx.inf
     return logits
 
 
