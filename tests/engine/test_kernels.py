@@ -63,7 +63,7 @@ samplings = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     rows=st.lists(samplings, min_size=1, max_size=3),
     width=st.integers(1, 700),
@@ -237,7 +237,7 @@ KINDS = pytest.mark.parametrize("kind", [Memory, MetalMemory], ids=["cuda", "met
 
 
 @KINDS
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     shape=st.sampled_from(SHAPES),
     lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4),

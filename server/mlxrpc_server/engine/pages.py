@@ -48,7 +48,7 @@ def slabs(pages: int, slab: int) -> int:
 
 
 def rounded(count: int) -> int:
-    """Up to one of few numbers: an eighth more at most, where it is not small."""
+    """Up to one of few numbers: a quarter more at most, where it is not small."""
     step = 1 << max(2, count.bit_length() - 3)
     return -(-count // step) * step
 
