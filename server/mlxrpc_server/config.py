@@ -39,6 +39,8 @@ class Config:
     limits: Limits
     max_rows: int
     prefill_tokens: int
+    prefix_bytes: int | None
+    """None: what the engine thinks right."""
     lame_duck: float
     drain_timeout: float
 
@@ -134,6 +136,10 @@ def _size(value: Any) -> int:
     return int(size)
 
 
+def _size_or_none(value: Any) -> int:
+    return 0 if str(value).strip() == "0" else _size(value)
+
+
 def _switch(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
@@ -174,6 +180,13 @@ SETTINGS = (
     Setting("max_in_flight", 256, _whole(1), "requests per model at a time, waiting ones included", "N"),
     Setting("max_rows", 64, _whole(1), "requests that one model decodes together", "N"),
     Setting("prefill_tokens", 2048, _whole(16), "most prompt tokens that one step computes", "N"),
+    Setting(
+        "prefix_bytes",
+        None,
+        _size_or_none,
+        "most bytes per model of earlier prompts' state; 0 for none, default: half the room for keys and values",
+        "SIZE",
+    ),
     Setting("lame_duck", 2.0, _seconds, "from SIGTERM: not serving for balancers, still serving calls", "SECONDS"),
     Setting("drain_timeout", 30.0, _seconds, "how long running calls may take to end after that", "SECONDS"),
     Setting("log_format", "text", _one_of("text", "json"), "text or json", "FORMAT"),
@@ -205,6 +218,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str], *, program:
         ),
         max_rows=values["max_rows"],
         prefill_tokens=values["prefill_tokens"],
+        prefix_bytes=values["prefix_bytes"],
         lame_duck=values["lame_duck"],
         drain_timeout=values["drain_timeout"],
     )

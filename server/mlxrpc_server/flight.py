@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mlxrpc_server.engine import wire
 from mlxrpc_server.errors import ServerError
-from mlxrpc_server.types import LogProbs, RowId, Sampling
+from mlxrpc_server.types import SHARED, Cache, LogProbs, RowId, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class Orders:
     logprobs: int = -1
     """Of how many of the likeliest tokens beside each drawn one; -1 for none at all."""
     min_tokens: int = 0
+    constraint: wire.Constraint | None = None
+    cache: Cache = SHARED
 
 
 class News(NamedTuple):
@@ -46,6 +48,8 @@ class Flight:
         self.logprobs: deque[LogProbs] = deque()
         """Of the new tokens, where they are asked for; whoever has told a token's takes them out."""
         self.prefilled = 0
+        self.cached: int | None = None
+        """Tokens that were not computed when it began; None before."""
         self.submitted_at = now
         self.began_at: float | None = None
         self.first_token_at: float | None = None
@@ -53,6 +57,8 @@ class Flight:
         self._told = len(self.produced)
         self._at_submission = len(self.produced)
         self._strikes = 0
+        self.cause = ""
+        """Why it left, where the reason alone does not say it."""
         self._left: wire.Left | None = None
         self._error: ServerError | None = None
         self._untold = False
@@ -82,6 +88,9 @@ class Flight:
             stop_ids=sorted(self.orders.stop_ids),
             logprobs=self.orders.logprobs,
             min_tokens=self.orders.min_tokens,
+            constraint=self.orders.constraint,
+            tenant=self.orders.cache.tenant,
+            bypass=self.orders.cache.bypass,
         )
 
     def crashed(self) -> int:
@@ -89,6 +98,12 @@ class Flight:
         gained = len(self.produced) > self._at_submission
         self._strikes = 0 if gained else self._strikes + 1
         return self._strikes
+
+    def begin_behind(self, cached: int) -> None:
+        """So much of it is known, and is not computed. What it finds when it begins again may be its own."""
+        self.prefilled = cached
+        if self.cached is None:
+            self.cached = cached
 
     def advance(self, prefilled: int, now: float, seconds: float = 0.0) -> None:
         """So much of the prompt is computed, by a step that took so long."""
@@ -106,8 +121,9 @@ class Flight:
             self.logprobs.append(logprobs)
         self._tell()
 
-    def leave(self, reason: wire.Left) -> None:
+    def leave(self, reason: wire.Left, cause: str = "") -> None:
         self._left = reason
+        self.cause = cause
         self._tell()
 
     def fail(self, error: ServerError) -> None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mlxrpc_server import types
-from mlxrpc_server.answer import Answer, answer_to
+from mlxrpc_server.answer import Answer, answer_to, bound, expected
 from mlxrpc_server.catalog import Catalog, Entry
+from mlxrpc_server.constraints import Constraints
 from mlxrpc_server.details import Detail, Details
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.errors import (
@@ -74,6 +75,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     reasoning_tokens: int = 0
+    cached_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class Service:
         self.catalog = catalog
         self.tokenizers = tokenizers
         self.models = models
+        self.constraints = Constraints()
 
     async def generate(self, request: Request, deadline: float | None) -> AsyncGenerator[Event, None]:
         """Started, then progress and deltas, then Finished; or an error. `deadline` is in time.monotonic's terms.
@@ -145,6 +148,7 @@ class Service:
                 if run.waiting.token_ids and not run.over:
                     yield run.delta()
             run.end()
+            self._judge(request, run)
             if run.waiting.token_ids:
                 yield run.delta()
             yield run.finished()
@@ -158,7 +162,7 @@ class Service:
         loaded = self.models.status(plan.entry).state is ModelState.LOADED
         async with self.models.lease(plan.entry, deadline) as model:
             leased = time.monotonic()
-            _check_deadline(model, len(plan.prompt), deadline)
+            await _check_deadline(model, plan.orders, deadline)
             with model.fly(plan.orders, plan.resumed) as flight:
                 await flight.begun()
                 seed = plan.orders.sampling.seed
@@ -166,6 +170,10 @@ class Service:
                 await _replayed(text, plan.with_text(plan.resumed))
                 model_load = 0.0 if loaded else leased - planned
                 yield _Run(request, plan, flight, text, arrived=arrived, model_load=model_load)
+
+    def _judge(self, request: Request, run: _Run) -> None:
+        if request.constraint is not None and (text := run.whole) is not None:
+            self.constraints.judge(request.id, request.constraint, text)
 
     async def plan(self, request: Request) -> Plan:
         """Everything that config and tokenizer can tell is refused here, before any model is loaded or evicted."""
@@ -195,6 +203,8 @@ class Service:
                 stop_ids=eos | frozenset(request.stop.token_ids),
                 logprobs=-1 if request.logprobs is None else request.logprobs,
                 min_tokens=request.stop.min_tokens,
+                constraint=expected(request, tokenizer, prompt.token_ids),
+                cache=request.cache,
             ),
             at_limit=at_limit,
         )
@@ -212,6 +222,11 @@ class Service:
         for wrong in tokenizer.biases_outside("defaults.logit_bias", entry.defaults.logit_bias or ()):
             raise ModelUnusable(entry.name, f"its configured {wrong.path}: {wrong.description}")
 
+    async def held(self, entry: Entry, prompt: types.Prompt) -> int:
+        """How many of its first tokens the model would not compute now, without a tenant. Loads nothing."""
+        model = self.models.status(entry).model
+        return await model.held("", prompt.token_ids) if model is not None else 0
+
     async def prompt(self, entry: Entry, given: types.Input, create_time: float) -> types.Prompt:
         """The input as the model gets it: what Generate feeds and CountTokens counts."""
         given = _with_system_prompt(given, entry.config.system_prompt)
@@ -221,7 +236,8 @@ class Service:
         self, request: Request, entry: Entry, tokenizer: Tokenizer, create_time: float
     ) -> types.Prompt:
         """The prompt; or one error with everything that is wrong with it and with the other ids."""
-        violations = tokenizer.outside("stop.token_ids", request.stop.token_ids)
+        violations = await self.constraints.violations(request.constraint)
+        violations += tokenizer.outside("stop.token_ids", request.stop.token_ids)
         violations += tokenizer.biases_outside("sampling.logit_bias", request.sampling.logit_bias or ())
         if request.resume is not None:
             # More than the context are refused for their number, behind the prompt's own checks.
@@ -310,12 +326,23 @@ class _Run:
 
     def end(self) -> None:
         """Lets wait what was held back, and the stop token."""
-        last = self.waiting.joined(self._text.finish(stopped=self._left is Left.STOP_TOKEN))
+        last = self.waiting.joined(self._text.finish(stopped=self._left in (Left.STOP_TOKEN, Left.CONSTRAINT_COMPLETE)))
         if self._left is Left.STOP_TOKEN and self._text.matched is None:
             self._stop_token = self._flight.produced[-1]
             if len(self._flight.produced) > len(self._plan.resumed):
                 last = last.joined(TextDelta((self._stop_token,), ""))
         self.waiting = last
+
+    @property
+    def whole(self) -> bytes | None:
+        """What the constraint was for, where the answer was not cut before its end."""
+        constraint = self._plan.orders.constraint
+        if constraint is None or self._text.matched is not None:
+            return None
+        if self._left not in (Left.STOP_TOKEN, Left.CONSTRAINT_COMPLETE):
+            return None
+        piece = self._plan.tokenizer.vocabulary.piece
+        return b"".join(map(piece, bound(constraint, self._plan.with_text(self._flight.produced))))
 
     def finished(self) -> Finished:
         reason, matched = self._ending()
@@ -327,6 +354,7 @@ class _Run:
                 prompt_tokens=len(self._plan.prompt),
                 completion_tokens=self._text.token_count + stop_tokens,
                 reasoning_tokens=self._text.reasoning_tokens,
+                cached_prompt_tokens=min(self._flight.cached or 0, len(self._plan.prompt)),
             ),
             timings=self._timings(),
         )
@@ -339,6 +367,10 @@ class _Run:
                 return FinishReason.TOOL_CALLS, None
             case Left.STOP_TOKEN:
                 return FinishReason.STOP_TOKEN, self._stop_token
+            case Left.CONSTRAINT_COMPLETE:
+                return FinishReason.CONSTRAINT_COMPLETE, None
+            case Left.CONSTRAINT_BROKEN:
+                raise self._broken()
             case Left.LENGTH:
                 return self._plan.at_limit, None
             case Left.REFUSED:
@@ -346,6 +378,13 @@ class _Run:
                 raise InvalidRequest([Violation("input", sentence)])
             case _:
                 raise ServerError(f"the engine gave the request up: {self._left}")
+
+    def _broken(self) -> InvalidRequest:
+        """Of tokens that came with the request, or of a grammar that turned out to be too much."""
+        gained = len(self._flight.produced) - len(self._plan.resumed)
+        constraint = self._request.constraint
+        path = "resume.token_ids" if self._plan.resumed and not gained else constraint.path if constraint else "tools"
+        return InvalidRequest([Violation(path, f"cannot be followed: {self._flight.cause}", "CONSTRAINT_BROKEN")])
 
     def _timings(self) -> Timings:
         flight = self._flight
@@ -379,11 +418,14 @@ def _seed(request: Request) -> int:
     return secrets.randbits(64) if request.seed is None else request.seed
 
 
-def _check_deadline(model: Model, prompt_tokens: int, deadline: float | None) -> None:
+async def _check_deadline(model: Model, orders: Orders, deadline: float | None) -> None:
     if deadline is None:
         return
+    estimate = model.seconds_to_first_token(len(orders.prompt))
+    if estimate > deadline - time.monotonic() and not orders.cache.bypass:
+        held = await model.held(orders.cache.tenant, orders.prompt)
+        estimate = model.seconds_to_first_token(len(orders.prompt) - held)
     remaining = deadline - time.monotonic()
-    estimate = model.seconds_to_first_token(prompt_tokens)
     if estimate > remaining:
         raise DeadlineTooShort(estimate, remaining)
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import assert_never
 
+import msgspec
+
 from mlxrpc_server.catalog import Entry
 from mlxrpc_server.engine import wire
 from mlxrpc_server.errors import ModelUnusable, ServerError, Unavailable
@@ -38,10 +40,21 @@ RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 PATIENT_ATTEMPTS = 3
 """So many times requests wait with the model where no process can be started; then they are told."""
 
+ANSWER_SECONDS = 1.0
+"""A worker answers between two steps. Whoever asks only wants to know: no call waits longer for it."""
+
 Report = Callable[[str], None]
 """Told of each stage of a load."""
 
 Spawn = Callable[[], Awaitable[Worker]]
+
+
+Spelling = Callable[[], Awaitable[Sequence[bytes]]]
+"""What each token id says; nothing where the tokenizer cannot be had."""
+
+
+async def no_spelling() -> Sequence[bytes]:
+    return ()
 
 
 def no_report(_stage: str) -> None:
@@ -57,12 +70,14 @@ class Model:
         spawn: Spawn = Worker.spawn,
         changed: Callable[[], None] = lambda: None,
         retry_seconds: Sequence[float] = RETRY_SECONDS,
+        spelling: Spelling = no_spelling,
     ) -> None:
         self.entry = entry
         self.ready: wire.Ready | None = None
         self.stats = NOTHING_YET
         self.restarts = 0
         self._load = load
+        self._spelling = spelling
         self._spawn = spawn
         self._changed = changed
         self._retry_seconds = retry_seconds
@@ -72,6 +87,8 @@ class Model:
         self._over: ServerError | None = None
         self._lost: ServerError | None = None
         self._rows = itertools.count(1)
+        self._questions: dict[int, asyncio.Future[int]] = {}
+        self._question_numbers = itertools.count(1)
         self._prefill_rate = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -121,6 +138,22 @@ class Model:
             return 0.0
         ahead = sum(flight.to_prefill for flight in self._flights.values())
         return (ahead + prompt_tokens) / self._prefill_rate
+
+    async def held(self, tenant: str, prompt: Sequence[int]) -> int:
+        """How many of its first tokens the worker would not compute; 0 where it does not say so in time."""
+        if not self._serving:
+            return 0
+        number = next(self._question_numbers)
+        question: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._questions[number] = question
+        self._send(wire.Ask(number, tenant, list(prompt)))
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await question
+        except TimeoutError:
+            return 0
+        finally:
+            del self._questions[number]
 
     @contextlib.contextmanager
     def fly(self, orders: Orders, produced: Sequence[int] = ()) -> Iterator[Flight]:
@@ -175,11 +208,17 @@ class Model:
                     self._step(message)
                 case wire.Stats():
                     self.stats = message
+                case wire.Held(number, tokens):
+                    if (question := self._questions.get(number)) is not None and not question.done():
+                        question.set_result(tokens)
                 case wire.Ready() | wire.Progress() | wire.Failed():
                     log.warning("unexpected message", extra={"model": self.entry.name, "kind": str(type(message))})
 
     def _step(self, step: wire.Step) -> None:
         now = time.monotonic()
+        for row, cached in step.cached:
+            if (flight := self._flights.get(row)) is not None:
+                flight.begin_behind(cached)
         self._measure_prefill(step)
         for row, prefilled in step.prefilled:
             if (flight := self._flights.get(row)) is not None:
@@ -188,9 +227,10 @@ class Model:
         for row, token, its in zip(step.rows, step.tokens, logprobs, strict=True):
             if (flight := self._flights.get(row)) is not None:
                 flight.append(token, now, its)
+        causes = dict(step.causes)
         for row, reason in zip(step.left, step.reasons, strict=True):
             if (flight := self._flights.get(row)) is not None:
-                flight.leave(reason)
+                flight.leave(reason, causes.get(row, ""))
 
     def _measure_prefill(self, step: wire.Step) -> None:
         known = (self._flights.get(row) for row, _ in step.prefilled)
@@ -269,7 +309,7 @@ class Model:
 
     async def _loaded(self, worker: Worker, report: Report) -> wire.Ready | None:
         """None where the worker died before it said anything final."""
-        worker.send(self._load)
+        worker.send(msgspec.structs.replace(self._load, spelling=list(await self._spelling())))
         async for message in worker.messages():
             match message:
                 case wire.Progress():
@@ -278,7 +318,7 @@ class Model:
                     return message
                 case wire.Failed(cause):
                     raise ModelUnusable(self.entry.name, cause)
-                case wire.Step() | wire.Stats():
+                case wire.Step() | wire.Stats() | wire.Held():
                     raise ModelUnusable(self.entry.name, "its worker began to step before it was ready")
                 case _:
                     assert_never(message)  # type: ignore[arg-type]

@@ -20,7 +20,17 @@ from mlxrpc_server.types import ModelName, RequestId
 
 GenerationRequest = pb.GenerateRequest | pb.StreamGenerateRequest
 
-FEATURES = ("constraint", "output", "resume", "sampling", "stop.min_tokens", "stream_options", "template", "tools")
+FEATURES = (
+    "cache",
+    "constraint",
+    "output",
+    "resume",
+    "sampling",
+    "stop.min_tokens",
+    "stream_options",
+    "template",
+    "tools",
+)
 """The optional fields that are honoured here; Server.features. The others are refused below."""
 
 MAX_SEQUENCES = 16
@@ -49,7 +59,6 @@ class CountRequest:
 def generation(request: GenerationRequest, id: RequestId) -> types.Request:
     """One logic for both RPCs: a stream's request has its options in addition."""
     faults = Faults()
-    _refuse_unsupported(request, faults)
     parsed = types.Request(
         id=id,
         model=ModelName(request.model),
@@ -65,9 +74,16 @@ def generation(request: GenerationRequest, id: RequestId) -> types.Request:
         tool_choice=parse_tools.choice(request, faults),
         constraint=parse_constraint.constraint(request.constraint, faults) if request.HasField("constraint") else None,
         inline_reasoning=request.output.reasoning == pb.REASONING_FORMAT_INLINE,
+        cache=_cache(request.cache, faults),
     )
     faults.refuse_any()
     return parsed
+
+
+def _cache(given: pb.Cache, faults: Faults) -> types.Cache:
+    if len(given.tenant) > MAX_TENANT_LENGTH:
+        faults.too_long("cache.tenant", given.tenant, MAX_TENANT_LENGTH)
+    return types.Cache(given.tenant, given.bypass)
 
 
 def count(request: pb.CountTokensRequest) -> CountRequest:
@@ -93,12 +109,6 @@ def list_models(request: pb.ListModelsRequest) -> listing.Page:
         faults.add("page_token", "is not one that this filter's previous page gave")
     faults.refuse_any()
     return listing.Page(listing.page_size(request.page_size), after or "", wanted)
-
-
-def _refuse_unsupported(request: GenerationRequest, faults: Faults) -> None:
-    # There is no prompt cache yet: nothing is shared among tenants, and every request bypasses it.
-    if len(request.cache.tenant) > MAX_TENANT_LENGTH:
-        faults.too_long("cache.tenant", request.cache.tenant, MAX_TENANT_LENGTH)
 
 
 def _sampling(given: model_pb2.Sampling, faults: Faults) -> types.SamplingChoice:

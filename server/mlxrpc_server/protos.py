@@ -23,6 +23,7 @@ _FINISH_REASONS = {
     FinishReason.MAX_TOKENS: pb.FINISH_REASON_MAX_TOKENS,
     FinishReason.CONTEXT_LENGTH: pb.FINISH_REASON_CONTEXT_LENGTH,
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
+    FinishReason.CONSTRAINT_COMPLETE: pb.FINISH_REASON_CONSTRAINT_COMPLETE,
 }
 
 _MODEL_STATES = {
@@ -110,13 +111,14 @@ def _delta(event: Delta) -> pb.StreamGenerateResponse:
     return response
 
 
-def counted(prompt: Prompt, context_length: int, *, token_ids: bool, text: bool) -> pb.CountTokensResponse:
+def counted(prompt: Prompt, context_length: int, held: int, *, token_ids: bool, text: bool) -> pb.CountTokensResponse:
     return pb.CountTokensResponse(
         token_count=len(prompt.token_ids),
         context_length=context_length,
         token_ids=prompt.token_ids if token_ids else (),
         prompt=(prompt.text or "") if text else "",
         fits=len(prompt.token_ids) < context_length,
+        cached_tokens=held,
     )
 
 
@@ -219,6 +221,7 @@ def _finished(event: Finished) -> pb.Finished:
         matched_stop=_matched(event.matched),
         usage=pb.Usage(
             prompt_tokens=event.usage.prompt_tokens,
+            cached_prompt_tokens=event.usage.cached_prompt_tokens,
             completion_tokens=event.usage.completion_tokens,
             reasoning_tokens=event.usage.reasoning_tokens,
         ),

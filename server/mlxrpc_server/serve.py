@@ -10,7 +10,8 @@ import contextlib
 import itertools
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from typing import Any, Self
 
 import grpc
@@ -30,7 +31,7 @@ from mlxrpc_server.health import Health
 from mlxrpc_server.model import Model
 from mlxrpc_server.models import Models
 from mlxrpc_server.servicer import InferenceService
-from mlxrpc_server.tokenizer import Tokenizers
+from mlxrpc_server.tokenizer import TokenizerError, Tokenizers
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +159,16 @@ class Server:
             prefill_tokens=self._config.prefill_tokens,
             kv_bits=entry.config.kv_bits,
             metal_kernels=entry.config.metal_kernels,
+            prefix_bytes=self._config.prefix_bytes,
         )
-        return Model(entry, load, changed=changed)
+        return Model(entry, load, changed=changed, spelling=partial(self._spelling, entry))
+
+    async def _spelling(self, entry: Entry) -> Sequence[bytes]:
+        """Whoever asks for a model has its tokenizer already."""
+        try:
+            return (await self._service.tokenizers.get(entry.tokenizer_path)).vocabulary.pieces
+        except TokenizerError:
+            return ()
 
     async def _listen(self, address: str) -> tuple[grpc.aio.Server, str]:
         server = grpc.aio.server(options=OPTIONS)

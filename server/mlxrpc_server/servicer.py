@@ -58,8 +58,9 @@ class InferenceService(InferenceServiceServicer):
             await self._service.tokenizer(entry)
             prompt = await self._service.prompt(entry, asked.input, time.time())
             call.note(model=entry.name, prompt_tokens=len(prompt.token_ids))
+            held = await self._service.held(entry, prompt)
             return protos.counted(
-                prompt, entry.context_length, token_ids=asked.return_token_ids, text=asked.return_prompt
+                prompt, entry.context_length, held, token_ids=asked.return_token_ids, text=asked.return_prompt
             )
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
@@ -90,6 +91,7 @@ def _note(call: Call, event: Event) -> None:
             call.note(model=event.model, prompt_tokens=event.prompt_tokens)
         case Finished():
             call.note(
+                cached_prompt_tokens=event.usage.cached_prompt_tokens,
                 completion_tokens=event.usage.completion_tokens,
                 finish_reason=event.reason.value,
                 queue_seconds=round(event.timings.queue, 6),

@@ -237,6 +237,18 @@ class Coalescing:
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    """How what is kept of other requests' beginnings may be used, and who may use this one's."""
+
+    tenant: str = ""
+    bypass: bool = False
+
+
+SHARED = Cache()
+"""By all who say nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One generation, as asked for and found well formed."""
 
@@ -257,6 +269,7 @@ class Request:
     constraint: Constraint | None = None
     inline_reasoning: bool = False
     """Reasoning is left in the text, as the model wrote it."""
+    cache: Cache = SHARED
 
 
 @dataclass(frozen=True, slots=True)
