@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mlxrpc_server import constraints
+from mlxrpc_server.engine import wire
 from mlxrpc_server.reasoning import thought_of
 from mlxrpc_server.section_stream import SectionStream
 from mlxrpc_server.sections import CallSections, Sections, Thought
@@ -20,18 +22,42 @@ Answer = TextStream | SectionStream
 
 def answer_to(request: Request, tokenizer: Tokenizer, prompt: Sequence[int], seed: int, create_time: float) -> Answer:
     """Seed and time of the first request tell one answer's calls from another's."""
+    vocabulary = tokenizer.vocabulary if request.constraint is None else tokenizer.vocabulary.literal
     thought = _thought(request, tokenizer, prompt)
     calls = _calls(request, tokenizer, f"{seed} {create_time!r}")
     stop = request.stop
     if thought is Thought.OVER and calls is None:
-        return TextStream(tokenizer.vocabulary, stop.sequences, stop.min_tokens)
+        return TextStream(vocabulary, stop.sequences, stop.min_tokens)
     return SectionStream(
-        tokenizer.vocabulary,
+        vocabulary,
         Sections(thought, tokenizer.reasoning, calls),
         stop.sequences,
         stop.min_tokens,
         inline=request.inline_reasoning,
     )
+
+
+def expected(request: Request, tokenizer: Tokenizer, prompt: Sequence[int]) -> wire.Constraint | None:
+    """What the engine must hold the answer to, behind its reasoning where there is any."""
+    if request.constraint is None:
+        return None
+    rules = constraints.grammar(request.constraint)
+    if tokenizer.reasoning is None or (thought := _thought(request, tokenizer, prompt)) is Thought.OVER:
+        return wire.Constraint(rules)
+    after = tokenizer.encode(tokenizer.reasoning.end, special=False)
+    if thought is Thought.OPEN:
+        return wire.Constraint(rules, after)
+    opening = tokenizer.encode(tokenizer.reasoning.start, special=False)
+    return wire.Constraint(rules, after, opening[0]) if len(opening) == 1 else wire.Constraint(rules)
+
+
+def bound(constraint: wire.Constraint, token_ids: Sequence[int]) -> Sequence[int]:
+    """Those that the constraint is for: behind the reasoning."""
+    after, opening = constraint.after, constraint.opening
+    if not after or (opening is not None and token_ids[:1] != [opening]):
+        return token_ids
+    ends = (place for place in range(len(after), len(token_ids) + 1) if token_ids[place - len(after) : place] == after)
+    return token_ids[next(ends, len(token_ids)) :]
 
 
 def _thought(request: Request, tokenizer: Tokenizer, prompt: Sequence[int]) -> Thought:

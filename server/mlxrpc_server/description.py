@@ -22,12 +22,13 @@ async def describe(entries: Iterable[Entry], models: Models) -> list[ModelMessag
 
 
 def capabilities_of(entry: Entry, loaded: Model | None) -> Capabilities:
-    """Constraints and vision are not offered yet, whatever the model could do."""
+    """Vision is not offered yet, whatever the model could do."""
     can = abilities_of(entry.tokenizer_path)
     return Capabilities(
         chat_template=can.chat_template,
         tools=can.tools,
         thinking=can.thinking,
+        constraints=True,
         batching=_batches(loaded),
     )
 

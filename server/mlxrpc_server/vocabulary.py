@@ -10,6 +10,7 @@ decoder looks at neighbours (CTC) or trims the end of the whole text: such trimm
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -33,7 +34,7 @@ class Vocabulary:
     ) -> None:
         self.marks = dict(marks)
         """How the special tokens are written, which have no text."""
-        self._pieces = tuple(pieces)
+        self.pieces = tuple(pieces)
         self._openings = dict(openings)
         self._texts: dict[int, str | None] = {}
 
@@ -61,10 +62,10 @@ class Vocabulary:
         return cls(pieces, openings, marks)
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self.pieces)
 
     def piece(self, token: int) -> bytes:
-        return self._pieces[token] if 0 <= token < len(self._pieces) else b""
+        return self.pieces[token] if 0 <= token < len(self.pieces) else b""
 
     def text(self, token: int) -> str | None:
         """The token's text where it is whole characters, whatever its neighbours; made once, on first use."""
@@ -73,6 +74,11 @@ class Vocabulary:
         except KeyError:
             self._texts[token] = text = _text_of(self.piece(token))
             return text
+
+    @functools.cached_property
+    def literal(self) -> Vocabulary:
+        """The same where a text begins with all that its first token says, as constraints count it."""
+        return Vocabulary(self.pieces, marks=self.marks) if self._openings else self
 
     def opening(self, token: int) -> bytes:
         """The token's bytes where it is the first of a text: many decoders drop a leading space there."""

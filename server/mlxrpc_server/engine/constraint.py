@@ -54,7 +54,8 @@ class Grammars:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _begun(self, constraint: wire.Constraint, produced: Sequence[int]) -> Guide:
-        guide = Guide(self._matcher(constraint.grammar), self.words, constraint.after)
+        matcher = self._matcher(constraint.grammar)
+        guide = Guide(matcher, self.words, constraint.after, constraint.opening)
         for place, token in enumerate(produced):
             guide.follow(token)
             if guide.fault:
@@ -75,19 +76,21 @@ class Grammars:
 
 
 class Guide:
-    """One row's place in its grammar. What comes before `after`, a sequence of tokens, is free."""
+    """One row's place in its grammar.
 
-    def __init__(self, matcher: LLMatcher, words: int, after: Sequence[int] = ()) -> None:
+    What comes before `after`, a sequence of tokens, is free: always, or where `opening` is the row's first token.
+    """
+
+    def __init__(self, matcher: LLMatcher, words: int, after: Sequence[int] = (), opening: int | None = None) -> None:
         self.matcher = matcher
         self.words = words
         self.fault = ""
         """Why it cannot go on."""
+        self.opening = opening if after else None
+        """What the next token may be, too."""
+        self.free = bool(after) and opening is None
         self._after = list(after)
-        self._seen: deque[int] | None = deque(maxlen=len(self._after)) if self._after else None
-
-    @property
-    def free(self) -> bool:
-        return self._seen is not None
+        self._seen = deque[int](maxlen=len(self._after))
 
     @property
     def complete(self) -> bool:
@@ -95,13 +98,14 @@ class Guide:
         return not self.free and not self.fault and self.matcher.is_stopped() and self.matcher.is_accepting()
 
     def follow(self, token: int) -> None:
-        if self._seen is None:
-            if not self.matcher.consume_token(token):
-                self.fault = first_line(self.matcher.get_error()) or "nothing may follow the text"
-        else:
+        opening, self.opening = self.opening, None
+        if self.free:
             self._seen.append(token)
-            if list(self._seen) == self._after:
-                self._seen = None
+            self.free = list(self._seen) != self._after
+        elif token == opening:
+            self.free = True
+        elif not self.matcher.consume_token(token):
+            self.fault = first_line(self.matcher.get_error()) or "nothing may follow the text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,8 @@ class Masks:
         may_end = not guide.free and _has(bits, self._words)
         for token in (self._words, *stop_ids):
             _set(bits, token, allowed=False)
+        if guide.opening is not None:
+            _set(bits, guide.opening, allowed=True)
         if not bits.any():
             guide.fault = "" if may_end else "no token of the model may stand there"
             return _opened(bits, Left.CONSTRAINT_COMPLETE if may_end else Left.CONSTRAINT_BROKEN)

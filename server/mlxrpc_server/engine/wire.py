@@ -53,6 +53,8 @@ class Constraint(msgspec.Struct, frozen=True, array_like=True):
     """Ready for llguidance."""
     after: list[int] = []
     """Tokens, one behind the other, up to which the row is free: the end of its thinking. Empty: bound from its start."""
+    opening: int | None = None
+    """A token that may come first, and makes the row free up to `after`; without it, it is bound. None: free at once."""
 
 
 class Submit(Message, frozen=True):
