@@ -14,6 +14,7 @@ from mlx_lm.models import qwen3
 from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kernels.plain import PlainStore
 from mlxrpc_server.engine.kernels.stores import agrees
+from mlxrpc_server.engine.often import OFTEN
 from mlxrpc_server.engine.paged import Form, Paged, Plan, Store, form_of, planned
 from mlxrpc_server.engine.pages import AHEAD, SIZE
 from mlxrpc_server.engine.room import UNBOUNDED, Room
@@ -143,6 +144,24 @@ def test_a_row_leaves_while_its_step_still_runs(store: Any) -> None:
     for held in rows.held.values():
         held.append(5)
     rows.join(tokens(12))
+    assert rows.step() < TOLERANCE
+
+
+class Compiling(PlainStore):
+    """Takes the way of stores whose steps are compiled, though nothing is compiled here."""
+
+    compiles = True
+
+
+@pytest.mark.skipif(
+    mx.default_device() != mx.Device(mx.cpu), reason="plain pages read lengths that compiling would fix"
+)
+def test_steps_whose_form_comes_often_give_what_they_gave_before() -> None:
+    rows = Rows(Compiling)
+    rows.join(tokens(20), [4, 5])
+    for _ in range(OFTEN + 3):
+        assert rows.step() < TOLERANCE
+    rows.join(tokens(9))
     assert rows.step() < TOLERANCE
 
 
