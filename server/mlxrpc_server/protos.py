@@ -166,6 +166,7 @@ def loaded_model(entry: Entry, status: Status, loaded: Model) -> admin_pb2.Loade
         restarts=loaded.restarts,
         memory_bytes=_memory_bytes(loaded),
         dtype=loaded.ready.dtype if loaded.ready else "",
+        prefix_bytes=loaded.stats.prefix_bytes,
     )
 
 

@@ -300,6 +300,7 @@ class LoadedModel(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    PREFIX_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model.name."""
     state: _model_pb2.ModelState.ValueType
@@ -320,6 +321,8 @@ class LoadedModel(_message.Message):
     """The memory in bytes that the worker holds on its device, measured at its last report, with caches."""
     dtype: _builtins.str
     """The type that the model computes in, such as "bfloat16". Empty: not known yet."""
+    prefix_bytes: _builtins.int
+    """Those of memory_bytes that hold the state of earlier prompts, for requests that begin like them."""
     def __init__(
         self,
         *,
@@ -333,10 +336,11 @@ class LoadedModel(_message.Message):
         restarts: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         dtype: _builtins.str = ...,
+        prefix_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "leases", b"leases", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "restarts", b"restarts", "rows", b"rows", "state", b"state", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "leases", b"leases", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "prefix_bytes", b"prefix_bytes", "restarts", b"restarts", "rows", b"rows", "state", b"state", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
