@@ -14,6 +14,7 @@ from mlxrpc_server.section_stream import SectionStream
 from mlxrpc_server.sections import CallSections, Sections, Thought
 from mlxrpc_server.text import TextStream
 from mlxrpc_server.tokenizer import Tokenizer
+from mlxrpc_server.tool_grammar import forced
 from mlxrpc_server.tools import CallReader
 from mlxrpc_server.types import Conversation, Request
 
@@ -22,7 +23,8 @@ Answer = TextStream | SectionStream
 
 def answer_to(request: Request, tokenizer: Tokenizer, prompt: Sequence[int], seed: int, create_time: float) -> Answer:
     """Seed and time of the first request tell one answer's calls from another's."""
-    vocabulary = tokenizer.vocabulary if request.constraint is None else tokenizer.vocabulary.literal
+    is_free = request.constraint is None and not request.tool_choice.names
+    vocabulary = tokenizer.vocabulary if is_free else tokenizer.vocabulary.literal
     thought = _thought(request, tokenizer, prompt)
     calls = _calls(request, tokenizer, f"{seed} {create_time!r}")
     stop = request.stop
@@ -39,9 +41,10 @@ def answer_to(request: Request, tokenizer: Tokenizer, prompt: Sequence[int], see
 
 def expected(request: Request, tokenizer: Tokenizer, prompt: Sequence[int]) -> wire.Constraint | None:
     """What the engine must hold the answer to, behind its reasoning where there is any."""
-    if request.constraint is None:
+    constraint = request.constraint or forced(request, tokenizer)
+    if constraint is None:
         return None
-    rules = constraints.grammar(request.constraint)
+    rules = constraints.grammar(constraint)
     if tokenizer.reasoning is None or (thought := _thought(request, tokenizer, prompt)) is Thought.OVER:
         return wire.Constraint(rules)
     after = tokenizer.encode(tokenizer.reasoning.end, special=False)

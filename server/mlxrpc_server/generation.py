@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from mlxrpc_server import types
+from mlxrpc_server import tool_grammar, types
 from mlxrpc_server.answer import Answer, answer_to, bound, expected
 from mlxrpc_server.catalog import Catalog, Entry
 from mlxrpc_server.constraints import Constraints
@@ -237,6 +237,7 @@ class Service:
     ) -> types.Prompt:
         """The prompt; or one error with everything that is wrong with it and with the other ids."""
         violations = await self.constraints.violations(request.constraint)
+        violations += await tool_grammar.violations(request, tokenizer, self.constraints)
         violations += tokenizer.outside("stop.token_ids", request.stop.token_ids)
         violations += tokenizer.biases_outside("sampling.logit_bias", request.sampling.logit_bias or ())
         if request.resume is not None:
@@ -363,7 +364,7 @@ class _Run:
         if self._text.matched is not None:
             return FinishReason.STOP_SEQUENCE, self._text.matched
         match self._left:
-            case Left.STOP_TOKEN if self._text.only_calls and self._stop_token not in self._request.stop.token_ids:
+            case Left.STOP_TOKEN | Left.CONSTRAINT_COMPLETE if self._calls_tools:
                 return FinishReason.TOOL_CALLS, None
             case Left.STOP_TOKEN:
                 return FinishReason.STOP_TOKEN, self._stop_token
@@ -378,6 +379,11 @@ class _Run:
                 raise InvalidRequest([Violation("input", sentence)])
             case _:
                 raise ServerError(f"the engine gave the request up: {self._left}")
+
+    @property
+    def _calls_tools(self) -> bool:
+        """A stop token of the caller's own ends the answer for a reason of the caller's own."""
+        return self._text.only_calls and self._stop_token not in self._request.stop.token_ids
 
     def _broken(self) -> InvalidRequest:
         """Of tokens that came with the request, or of a grammar that turned out to be too much."""

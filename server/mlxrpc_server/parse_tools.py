@@ -33,7 +33,13 @@ def _tool(given: pb.Tool, path: str, faults: Faults) -> types.Tool:
         sentence = f"{shortened(given.name)!r} is not 1 to 64 characters out of a-z, A-Z, 0-9, _ and -"
         faults.add(f"{path}.name", sentence)
     parameters = json_object(given.parameters, f"{path}.parameters", faults) if given.parameters else {}
+    if "object" not in _listed(parameters.get("type", "object")):
+        faults.add(f"{path}.parameters", "is not the schema of an object")
     return types.Tool(given.name, given.description, parameters)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def choice(request: pb.GenerateRequest | pb.StreamGenerateRequest, faults: Faults) -> types.ToolChoice:
@@ -57,8 +63,8 @@ def choice(request: pb.GenerateRequest | pb.StreamGenerateRequest, faults: Fault
             faults.add(path, "there are no tools to choose from")
         case "name" if given.name not in names:
             faults.add(path, f"{shortened(given.name)!r} is none of the tools")
-        case "name" | "mode" if kind == "name" or given.mode == pb.ToolChoice.MODE_REQUIRED:
-            faults.not_supported(path)
+        case _ if request.HasField("constraint") and given.mode != pb.ToolChoice.MODE_AUTO:
+            faults.add(path, "a call that must be made and a constraint exclude each other")
         case "name":
             return types.ToolChoice((given.name,), once=True)
         case "mode" if given.mode == pb.ToolChoice.MODE_REQUIRED:

@@ -156,6 +156,11 @@ class ToolChoice:
     once: bool = False
     """One call and no more, as where the caller named the tool."""
 
+    @property
+    def path(self) -> str:
+        """The request's field."""
+        return "tool_choice.name" if self.once else "tool_choice.mode"
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

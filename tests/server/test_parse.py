@@ -93,6 +93,15 @@ OUT_OF_RANGE = [
     (f"{USER} tool_choice {{ mode: MODE_REQUIRED }}", "tool_choice.mode"),
     (f"{USER} tool_choice {{ name: 'f' }}", "tool_choice.name"),
     (f"{USER} tools {{ name: 'f' }} tool_choice {{ mode: 9 }}", "tool_choice.mode"),
+    (f"{USER} tools {{ name: 'f' parameters: '{{\"type\": \"string\"}}' }}", "tools[0].parameters"),
+    (
+        f"{USER} tools {{ name: 'f' }} tool_choice {{ name: 'f' }} constraint {{ json_object {{}} }}",
+        "tool_choice.name",
+    ),
+    (
+        f"{USER} tools {{ name: 'f' }} tool_choice {{ mode: MODE_REQUIRED }} constraint {{ json_object {{}} }}",
+        "tool_choice.mode",
+    ),
     (f"{USER} tools {{ name: 'f' }} tool_choice {{ name: 'g' }}", "tool_choice.name"),
     (f"{TEXT} template {{ enable_thinking: false }}", "template"),
     (f"{USER} template {{ variables: '{{' }}", "template.variables"),
@@ -166,8 +175,6 @@ SAME_AS_UNSET = [
     "tool_choice { mode: MODE_NONE }",
     "stream_options { min_delta_tokens: 1 max_delta_delay { nanos: 100000000 } }",
     "sampling {}",
-    # There is no prompt cache: whatever is asked of it holds.
-    "cache { tenant: 'somebody' bypass: true }",
 ]
 
 
@@ -257,6 +264,7 @@ def test_everything_that_is_said_arrives() -> None:
         stop { max_tokens: 9 min_tokens: 9 sequences: ["a", "b"] token_ids: [3] ignore_eos: true }
         output { token_ids: true logprobs: 20 }
         resume { token_ids: [4] seed: 18446744073709551615 fingerprint: "f" create_time { seconds: 5 nanos: 500000000 } }
+        cache { tenant: "t" bypass: true }
         stream_options { prefill_progress: true min_delta_tokens: 8 max_delta_delay { nanos: 250000000 } }
     """)
     assert request == types.Request(
@@ -281,6 +289,7 @@ def test_everything_that_is_said_arrives() -> None:
         token_details=True,
         logprobs=20,
         coalescing=types.Coalescing(min_tokens=8, max_delay=0.25),
+        cache=types.Cache(tenant="t", bypass=True),
     )
 
 

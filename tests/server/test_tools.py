@@ -292,6 +292,8 @@ def test_tools_arrive_with_the_conversation() -> None:
         ("", ToolChoice(), False),
         ("tool_choice { mode: MODE_AUTO }", ToolChoice(), False),
         ("tool_choice { mode: MODE_NONE }", ToolChoice(), True),
+        ("tool_choice { mode: MODE_REQUIRED }", ToolChoice(("f", "g")), False),
+        ('tool_choice { name: "g" }', ToolChoice(("g",), once=True), False),
     ],
 )
 def test_a_choice_arrives(choice: str, expected: ToolChoice, hidden: bool) -> None:
