@@ -104,7 +104,7 @@ def arguments() -> argparse.Namespace:
 
 
 def forms(choices: argparse.Namespace, scratch: Path) -> Iterator[Form]:
-    few = choices.as_they_are if choices.as_they_are is not None else min(choices.items, 3 if ON_CPU else choices.items)
+    few = choices.as_they_are if choices.as_they_are is not None else min(choices.items, 2 if ON_CPU else choices.items)
     every = [Form("8 bits in float32", scratch, choices.items), Form("8 bits as they are", choices.folder, few, True)]
     if choices.bf16:
         name = "bf16 read as float32" if ON_CPU else "bf16"
