@@ -138,7 +138,8 @@ class Masks:
 
     def _fill(self) -> None:
         bound = [(guide.matcher, number) for number, (_, guide, _) in enumerate(self._guided) if not guide.free]
-        fill_next_token_bitmask_par(_executor(), bound, self._bits.view(np.int32))
+        if bound:
+            fill_next_token_bitmask_par(_executor(), bound, self._bits.view(np.int32))
         for bits, (place, guide, stop_ids) in zip(self._bits, self._guided, strict=True):
             if (ended := self._settle(bits, guide, stop_ids)) is not None:
                 self.ended[place] = ended
