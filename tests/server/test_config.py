@@ -51,6 +51,15 @@ def test_the_file_may_be_named_by_a_variable(tmp_path: Path) -> None:
     assert config(MLXRPC_CONFIG=written(tmp_path, "max_rows = 7")).max_rows == 7
 
 
+@pytest.mark.parametrize(
+    ("text", "prefix_bytes"), [("", None), ("prefix_bytes = 0", 0), ('prefix_bytes = "2GiB"', 2 << 30)]
+)
+def test_what_earlier_prompts_may_take_is_nothing_or_a_size_or_left_to_the_engine(
+    tmp_path: Path, text: str, prefix_bytes: int | None
+) -> None:
+    assert config(MLXRPC_CONFIG=written(tmp_path, text)).prefix_bytes == prefix_bytes
+
+
 def test_models_come_from_flags_file_and_folder_in_this_order(tmp_path: Path) -> None:
     one, two = model_folder(tmp_path, "one"), model_folder(tmp_path, "two")
     folder = tmp_path / "models"
@@ -101,6 +110,7 @@ def test_sizes_are_read_with_their_units(size: str, number: int) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("prefix_bytes = -1", 'prefix_bytes must be a size such as "8GiB" (given: -1)'),
         ("max_row = 1", "unknown key 'max_row'; did you mean 'max_rows'?"),
         ("max_rows = 0", "max_rows must be at least 1 (given: 0)"),
         ("max_rows = true", "max_rows must be a whole number (given: True)"),

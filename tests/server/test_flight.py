@@ -10,7 +10,7 @@ import pytest
 from mlxrpc_server.engine import wire
 from mlxrpc_server.errors import Unavailable
 from mlxrpc_server.flight import Flight, News, Orders
-from mlxrpc_server.types import LogProbs, RowId, Sampling
+from mlxrpc_server.types import Cache, LogProbs, RowId, Sampling
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=5)
 ORDERS = Orders(prompt=(1, 2, 3), sampling=SAMPLING, max_tokens=9, stop_ids=frozenset({8, 7}))
@@ -30,6 +30,21 @@ def test_its_submission_is_all_that_a_worker_needs() -> None:
 def test_its_submission_says_what_is_asked_of_the_tokens() -> None:
     one = Flight(RowId(4), replace(ORDERS, logprobs=0, min_tokens=3), (), NOW)
     assert (one.submission().logprobs, one.submission().min_tokens) == (0, 3)
+
+
+def test_its_submission_says_whose_beginnings_it_may_share() -> None:
+    one = Flight(RowId(4), replace(ORDERS, cache=Cache("a", bypass=True)), (), NOW)
+    assert (one.submission().tenant, one.submission().bypass) == ("a", True)
+
+
+def test_what_was_known_when_it_first_began_is_told_and_need_not_be_waited_for() -> None:
+    one = flight()
+    assert (one.cached, one.to_prefill) == (None, 3)
+    one.begin_behind(2)
+    assert (one.cached, one.to_prefill) == (2, 1)
+    one.submission()
+    one.begin_behind(0)
+    assert (one.cached, one.to_prefill) == (2, 3)
 
 
 def test_log_probabilities_wait_until_they_are_told_through_a_new_submission_too() -> None:

@@ -393,6 +393,32 @@ async def test_the_wait_for_a_first_token_is_told_by_the_best_rate_seen() -> Non
             assert watched.model.seconds_to_first_token(90) == pytest.approx(1.0)
 
 
+async def test_what_was_not_computed_says_nothing_about_the_rate() -> None:
+    workers = Workers()
+    async with running(workers) as watched:
+        with watched.model.fly(orders(*range(50))) as flight:
+            row = flight.row
+            workers.spawned[0].say(step(cached=[(row, 30)], prefilled=[(row, 40)], prefill_seconds=0.1))
+            await flight.news()
+            assert flight.cached == 30
+            assert watched.model.seconds_to_first_token(90) == pytest.approx(1.0)
+
+
+async def test_a_worker_is_asked_what_it_would_not_compute() -> None:
+    workers = Workers()
+    async with running(workers) as watched:
+        asked = [asyncio.create_task(watched.model.held(tenant, [1, 2, 3])) for tenant in ("", "a")]
+        await asyncio.sleep(0)
+        worker = workers.spawned[0]
+        assert worker.sent[1:] == [wire.Ask(1, "", [1, 2, 3]), wire.Ask(2, "a", [1, 2, 3])]
+        worker.say(wire.Held(2, 64), wire.Held(1, 128), wire.Held(9, 9))
+        assert await asyncio.gather(*asked) == [128, 64]
+
+
+async def test_where_no_worker_serves_nothing_is_held() -> None:
+    assert await Watched(Workers()).model.held("", [1, 2, 3]) == 0
+
+
 async def test_queued_counts_those_without_a_token() -> None:
     workers = Workers()
     async with running(workers) as watched:
