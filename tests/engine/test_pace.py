@@ -2,68 +2,114 @@
 
 from __future__ import annotations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from mlxrpc_server.engine.pace import Pace
 
+STEP = 0.004
 
-def measured(most: int = 2048) -> Pace:
-    """A thousand tokens a second, and ten milliseconds for a step of the rows."""
-    pace = Pace(most)
-    pace.prefilled(1000, 1.0)
-    pace.decoded(0.01)
-    return pace
+
+class Device:
+    """Takes so long for each chunk and for each token of it; a pace that has learnt it."""
+
+    def __init__(self, fixed: float, per_token: float, most: int = 8192) -> None:
+        self.pace = Pace(most)
+        self._fixed = fixed
+        self._per_token = per_token
+
+    def seconds(self, tokens: int) -> float:
+        return self._fixed + self._per_token * tokens
+
+    def learn(self, decoding: int, joining: int, times: int = 60) -> int:
+        """The budget that it settles at."""
+        for _ in range(times):
+            self.pace.decoded(STEP)
+            tokens = self.pace.budget(decoding=decoding, joining=joining)
+            self.pace.prefilled(tokens, self.seconds(tokens))
+        return self.pace.budget(decoding=decoding, joining=joining)
+
+
+GPU = {"fixed": 0.003, "per_token": 0.00001}
+SLOW_GPU = {"fixed": 0.012, "per_token": 0.00001}
+CPU = {"fixed": 0.001, "per_token": 0.0002}
+devices = pytest.mark.parametrize("costs", [GPU, SLOW_GPU, CPU], ids=["GPU", "slow GPU", "CPU"])
 
 
 def test_before_anything_is_measured_chunks_are_short() -> None:
-    assert Pace(2048).budget(beside_rows=False) == Pace(2048).budget(beside_rows=True) == Pace.UNMEASURED
-    assert Pace(8).budget(beside_rows=False) == 8
+    assert Pace(2048).budget(decoding=0, joining=1) == Pace(2048).budget(decoding=3, joining=1) == Pace.UNMEASURED
+    assert Pace(8).budget(decoding=0, joining=1) == 8
 
 
-def test_beside_rows_a_chunk_takes_little_longer_than_they_do() -> None:
-    assert measured().budget(beside_rows=True) == 17
-    assert measured().budget(beside_rows=False) == 500
+@pytest.mark.parametrize("costs", [GPU, CPU], ids=["GPU", "CPU"])
+def test_beside_rows_a_step_takes_less_than_three_of_theirs(costs: dict[str, float]) -> None:
+    device = Device(**costs)
+    chunk = device.seconds(device.learn(decoding=16, joining=1))
+    assert 0.5 * STEP < chunk < 2 * STEP
 
 
-def test_beside_slow_rows_a_chunk_is_no_longer_than_people_notice() -> None:
-    pace = measured()
-    for _ in range(50):
-        pace.decoded(2.0)
-    assert pace.budget(beside_rows=True) == 100
+def test_where_every_chunk_takes_long_it_is_worth_its_time() -> None:
+    """Sixteen tokens would take nearly as long as five hundred."""
+    device = Device(**SLOW_GPU)
+    tokens = device.learn(decoding=16, joining=1)
+    assert tokens > 300
+    assert device.seconds(tokens) < 2 * device.seconds(0)
 
 
-def test_beside_fast_rows_a_chunk_is_still_worth_its_step() -> None:
-    pace = measured()
-    for _ in range(50):
-        pace.decoded(0.0001)
-    pace.prefilled(10_000, 1.0)
-    assert pace.budget(beside_rows=True) == 18
+@devices
+def test_alone_a_chunk_takes_as_long_as_a_cancel_may_wait(costs: dict[str, float]) -> None:
+    device = Device(**costs)
+    tokens = device.learn(decoding=0, joining=1)
+    assert tokens == 8192 or 0.3 * Pace.SECONDS_ALONE < device.seconds(tokens) < 1.2 * Pace.SECONDS_ALONE
 
 
-def test_chunks_are_never_longer_than_allowed_nor_so_short_that_they_never_end() -> None:
-    fast, slow = measured(128), Pace(128)
-    fast.prefilled(10_000, 0.001)
-    assert fast.budget(beside_rows=False) == 128
-    slow.prefilled(100, 1000.0)
-    assert slow.budget(beside_rows=True) == Pace.FEWEST
+@devices
+def test_the_more_rows_wait_to_begin_the_longer_others_wait_for_them(costs: dict[str, float]) -> None:
+    few, many = Device(**costs), Device(**costs)
+    assert many.learn(decoding=2, joining=14) > few.learn(decoding=2, joining=1)
+    assert many.seconds(many.learn(decoding=2, joining=14)) < 2 * Pace.MOST_SECONDS
+
+
+@given(
+    fixed=st.floats(1e-5, 0.1),
+    per_token=st.floats(1e-7, 0.01),
+    decoding=st.integers(0, 128),
+    joining=st.integers(1, 128),
+    most=st.integers(1, 8192),
+)
+def test_a_chunk_is_never_longer_than_allowed_nor_so_short_that_it_never_ends(
+    fixed: float, per_token: float, decoding: int, joining: int, most: int
+) -> None:
+    device = Device(fixed, per_token, most)
+    assert min(Pace.FEWEST, most) <= device.learn(decoding, joining, times=8) <= most
+
+
+def test_a_chunk_is_at_most_twice_as_long_as_any_before_it() -> None:
+    pace = Pace(8192)
+    pace.prefilled(100, 0.001)
+    assert pace.budget(decoding=0, joining=1) == 200
 
 
 def test_measures_that_say_nothing_leave_the_pace_as_it_was() -> None:
-    pace = measured()
+    pace = Pace(2048)
     pace.prefilled(3, 5.0)
     pace.prefilled(100, 0.0)
     pace.decoded(0.0)
-    assert pace.budget(beside_rows=False) == 500
-    assert pace.budget(beside_rows=True) == 17
+    assert pace.budget(decoding=1, joining=1) == Pace.UNMEASURED
 
 
 def test_of_a_step_with_both_the_rows_are_taken_off() -> None:
-    pace, parts = measured(), measured()
-    pace.stepped(64, 0.11)
+    whole, parts = Pace(2048), Pace(2048)
+    for pace in (whole, parts):
+        pace.decoded(0.01)
+        pace.prefilled(32, 0.05)
+    whole.stepped(64, 0.11)
     parts.prefilled(64, 0.1)
-    assert pace.budget(beside_rows=False) == parts.budget(beside_rows=False)
+    assert whole.budget(decoding=4, joining=1) == parts.budget(decoding=4, joining=1)
 
 
-def test_a_step_without_a_prefill_measures_the_rows() -> None:
-    pace, parts = measured(), measured()
-    pace.stepped(0, 0.02)
-    parts.decoded(0.02)
-    assert pace.budget(beside_rows=True) == parts.budget(beside_rows=True)
+def test_another_pass_costs_the_tokens_that_its_time_is_worth() -> None:
+    device = Device(**GPU)
+    device.learn(decoding=0, joining=1)
+    assert device.pace.overhead == pytest.approx(GPU["fixed"] / GPU["per_token"], rel=0.3)

@@ -280,12 +280,14 @@ class Batch:
         if not self._prefilling:
             return 0
         begun = self._clock()
-        beside_rows = bool(self._decoding)
-        budget = self._pace.budget(beside_rows=beside_rows)
-        fed = 0
-        while self._prefilling and fed < budget:
-            fed += max(1, self._prefill_group(list(self._group(budget - fed)), budget - fed))
-        if beside_rows and self._kv.ahead:
+        decoding = len(self._decoding)
+        budget = self._pace.budget(decoding=decoding, joining=len(self._prefilling))
+        fed = spent = 0
+        while self._prefilling and spent < budget:
+            tokens = self._prefill_group(list(self._group(budget - spent)), budget - spent)
+            fed += tokens
+            spent += max(1, tokens) + self._pace.overhead
+        if decoding and self._kv.ahead:
             return fed
         self._outcome.prefill_seconds = self._clock() - begun
         self._pace.prefilled(fed, self._outcome.prefill_seconds)

@@ -1,17 +1,18 @@
 """How many prompt tokens a step may prefill, so that it takes about as long as it should by measure.
 
-Beside rows that decode, a little longer than they take themselves, since they wait; more while none does, but never
-so many that a cancel waits for seconds. Knows seconds and tokens, no rows.
+Beside rows that decode, a little longer than they take themselves, since they wait, or longer where more rows wait to
+begin; while none decodes, as long as a cancel may wait. Knows seconds and tokens, no rows.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 
 class Pace:
     STEPS_BESIDE_ROWS = 1.7
     """So many decoding steps' time: with its own, a step beside a prefill then stays under three."""
     LEAST_SECONDS = 0.005
-    """For beside fast steps the rest of a chunk's cost, which does not depend on its length, would be most of it."""
     MOST_SECONDS = 0.1
     SECONDS_ALONE = 0.5
     FEWEST = 16
@@ -19,24 +20,30 @@ class Pace:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._tokens_per_second: float | None = None
         self._step_seconds: float | None = None
+        self._cost = Cost()
 
-    def budget(self, *, beside_rows: bool) -> int:
-        if self._tokens_per_second is None:
-            return min(self.UNMEASURED, self._most)
-        seconds = self._seconds_beside_rows if beside_rows else self.SECONDS_ALONE
-        return max(self.FEWEST, min(self._most, int(self._tokens_per_second * seconds)))
+    def budget(self, *, decoding: int, joining: int) -> int:
+        """For so many rows that decode, and so many that want to."""
+        tokens = self._cost.tokens(self._seconds(decoding, joining)) if self._cost.largest else self.UNMEASURED
+        return max(min(self.FEWEST, self._most), min(self._most, tokens))
 
-    @property
-    def _seconds_beside_rows(self) -> float:
+    def _seconds(self, decoding: int, joining: int) -> float:
+        if not decoding:
+            return self.SECONDS_ALONE
         if self._step_seconds is None:
             return self.MOST_SECONDS
-        return min(self.MOST_SECONDS, max(self.LEAST_SECONDS, self.STEPS_BESIDE_ROWS * self._step_seconds))
+        seconds = self.STEPS_BESIDE_ROWS * self._step_seconds * max(1.0, joining / decoding)
+        return min(self.MOST_SECONDS, max(self.LEAST_SECONDS, seconds))
+
+    @property
+    def overhead(self) -> int:
+        """Tokens that could have been fed in the time that another pass takes whatever it feeds."""
+        return self._cost.overhead
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         if tokens >= self.FEWEST and seconds > 0:
-            self._tokens_per_second = _smoothed(self._tokens_per_second, tokens / seconds)
+            self._cost.measured(tokens, seconds)
 
     def decoded(self, seconds: float) -> None:
         """A step of nothing but decoding."""
@@ -49,6 +56,66 @@ class Pace:
             self.decoded(seconds)
         else:
             self.prefilled(tokens, seconds - (self._step_seconds or 0.0))
+
+
+class Cost:
+    """What a chunk takes: something for every chunk, however short, which is most of it on a GPU, and something for
+    each token, which is most of it on a CPU. Told apart by what short and long ones took."""
+
+    APART = 1.5
+    """Times as long as the short ones the long ones are to be, for the difference to tell anything."""
+
+    def __init__(self) -> None:
+        self.largest = 0
+        """Tokens of the largest chunk measured."""
+        self._short = self._long = Chunk(0.0, 0.0)
+
+    def measured(self, tokens: int, seconds: float) -> None:
+        chunk = Chunk(tokens, seconds)
+        if not self.largest:
+            self._short = self._long = chunk
+        elif tokens < self._long.tokens / 2:
+            self._short = self._short.towards(chunk, 0.3)
+            self._long = self._long.towards(chunk, 0.1)  # what was measured long ago does not bind for ever
+        else:
+            self._long = self._long.towards(chunk, 0.3)
+        self.largest = max(self.largest, tokens)
+
+    def tokens(self, seconds: float) -> int:
+        """So many take that long; never more than twice of what was tried.
+
+        Where already the shortest chunk takes nearly as long, half as long again: else it would hardly be worth it.
+        """
+        most = 2 * self.largest
+        if not self._per_token:
+            return most
+        return min(most, int(max(seconds - self._fixed, self._fixed / 2) / self._per_token))
+
+    @property
+    def overhead(self) -> int:
+        return int(self._fixed / self._per_token) if self._per_token else 0
+
+    @property
+    def _fixed(self) -> float:
+        return max(0.0, self._short.seconds - self._per_token * self._short.tokens)
+
+    @property
+    def _per_token(self) -> float:
+        """0 where longer chunks have not taken longer yet."""
+        if self._long.tokens <= self.APART * self._short.tokens:
+            return 0.0
+        return max(0.0, (self._long.seconds - self._short.seconds) / (self._long.tokens - self._short.tokens))
+
+
+class Chunk(NamedTuple):
+    tokens: float
+    seconds: float
+
+    def towards(self, other: Chunk, share: float) -> Chunk:
+        return Chunk(
+            self.tokens + share * (other.tokens - self.tokens),
+            self.seconds + share * (other.seconds - self.seconds),
+        )
 
 
 def _smoothed(known: float | None, measured: float) -> float:
