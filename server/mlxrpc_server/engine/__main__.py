@@ -116,10 +116,9 @@ def _serve(channel: Channel, load: wire.Load) -> None:
 
     # First of all: it prepares the vocabulary in a thread, and holds the interpreter for a second where that is large.
     grammars = Grammars(load.spelling) if load.spelling else None
-    blas_name = ""
+    blas_name = blas.install()
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if on_cpu:
-        blas_name = blas.install()
         # Each compiled function costs seconds of g++ there, and saves nothing that can be measured.
         mx.disable_compile()
     room = Room(rows=load.max_rows, bytes=load.kv_bytes or int(SHARE * device.memory_bytes()))

@@ -48,10 +48,10 @@ class Blas:
 def install(*candidates: Callable[[], Blas]) -> str:
     """Puts the first BLAS that works in the reference one's place; gives the name of the one that MLX now uses.
 
-    For a process that computes on the CPU, right after `import mlx.core`, before another thread can use MLX. The name
-    is empty where the system is not Linux: elsewhere MLX takes the system's own BLAS.
+    Right after `import mlx.core`, before another thread can use MLX. The name is empty where there is nothing to do:
+    the process computes on a GPU, or the system is not Linux, where MLX takes the system's own BLAS.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or mx.default_device() != mx.Device(mx.cpu):
         return ""
     try:
         blas = _installed(candidates or (scipy_openblas, system_openblas))
