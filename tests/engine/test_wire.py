@@ -20,6 +20,7 @@ DOWN: list[wire.Message] = [
     wire.Load(name="m", path="/a b", log_format="json", max_rows=4, prefill_tokens=5),
     wire.Submit(row=ROW, prompt=[1, 151_935], produced=[], sampling=SAMPLING, max_tokens=9, stop_ids=[2]),
     wire.Cancel(ROW),
+    wire.Ask(number=3, tenant="누구", prompt=[1, 151_935]),
     wire.Shutdown(),
 ]
 UP: list[wire.Message] = [
@@ -44,6 +45,7 @@ UP: list[wire.Message] = [
         logprobs=[LogProbs(-0.5, (7, 3), (-0.5, -2.0))],
     ),
     wire.Stats(step=1, rows=2, waiting=3, memory_bytes=4),
+    wire.Held(number=3, tokens=64),
     wire.Failed("여기까지 😀"),
 ]
 
