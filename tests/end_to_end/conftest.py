@@ -43,6 +43,13 @@ def server() -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
+def pebble() -> Iterator[RunningServer]:
+    """The built-in model, loaded."""
+    with running_server(built_in=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The noise model again, and as it might be configured; none is loaded before it is asked for."""
     folder = tmp_path_factory.mktemp("configured")

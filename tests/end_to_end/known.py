@@ -22,6 +22,7 @@ class Known:
     messages: tuple[tuple[str, str], ...]
     answer: str
     thinking: bool | None = None
+    reasoning: str = ""
 
     def request(self, model: str = "") -> pb.StreamGenerateRequest:
         messages = [said(text, ROLES[role]) for role, text in self.messages]
@@ -86,7 +87,7 @@ OFFER = (
     'To call one, write <tool_call>\n{"name": its name, "arguments": its arguments}\n</tool_call>'
     " and wait for the <tool_response>."
 )
-"""What the model's template makes of a tool: the service itself takes none yet."""
+"""What the model's template makes of a tool: here it comes as text, so that the model alone is asked."""
 TOOLS = ("system", OFFER)
 WEATHER = ("user", "What is the weather in Oslo?")
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
@@ -101,12 +102,12 @@ KNOWN = (
         (TOOLS, WEATHER, ("assistant", CALL), ("tool", '{"temperature": 7, "sky": "rainy"}')),
         "In Oslo it is 7 degrees and rainy.",
     ),
-    asked(
+    Known(
         "thinking",
-        "What is 58 + 67?",
-        "ones 8 + 7 is 15: write 5, carry 1; tens 5 + 6 + 1 is 12: write 2, carry 1. So it is 125."
-        "\n</think>\n\n58 + 67 = 125",
+        (("user", "What is 58 + 67?"),),
+        "58 + 67 = 125",
         thinking=True,
+        reasoning="ones 8 + 7 is 15: write 5, carry 1; tens 5 + 6 + 1 is 12: write 2, carry 1. So it is 125.",
     ),
     asked("no thinking", 'Reverse the word "stone".', "s-t-o-n-e backwards is e-n-o-t-s: enots", thinking=False),
 )

@@ -81,6 +81,14 @@ class Received:
         return "".join(delta.text for delta in self.deltas)
 
     @property
+    def reasoning(self) -> str:
+        return "".join(delta.reasoning for delta in self.deltas)
+
+    @property
+    def tool_calls(self) -> list[pb.ToolCall]:
+        return [call for delta in self.deltas for call in delta.tool_calls]
+
+    @property
     def token_ids(self) -> list[int]:
         return [token for delta in self.deltas for token in delta.token_ids]
 
@@ -157,8 +165,21 @@ def resuming(
 
 
 def prompt_ids(server: RunningServer, request: pb.StreamGenerateRequest) -> list[int]:
-    count = pb.CountTokensRequest(model=request.model, input=request.input, return_token_ids=True)
-    return list(server.inference.CountTokens(count, timeout=TIMEOUT).token_ids)
+    return list(counted(server, request).token_ids)
+
+
+def counted(server: RunningServer, request: pb.StreamGenerateRequest) -> pb.CountTokensResponse:
+    """The request's prompt, by CountTokens."""
+    count = pb.CountTokensRequest(
+        model=request.model,
+        input=request.input,
+        tools=request.tools,
+        return_token_ids=True,
+        return_prompt=True,
+    )
+    if request.HasField("template"):
+        count.template.CopyFrom(request.template)
+    return server.inference.CountTokens(count, timeout=TIMEOUT)
 
 
 def same_tokens(

@@ -35,7 +35,7 @@ def built_in() -> Iterator[RunningServer]:
 
 
 def check(known: Known, received: Received) -> None:
-    assert received.text == known.answer
+    assert (received.text, received.reasoning) == (known.answer, known.reasoning)
     assert received.end.finish_reason == pb.FINISH_REASON_STOP_TOKEN
 
 
