@@ -47,6 +47,8 @@ _SCHEMA_OPTIONS = {
     "whitespace_pattern": r"[ \n\r\t]{1,64}",
     "coerce_one_of": False,
     "lenient": False,
+    # Without \\u: a free property could take a listed one's name in escapes, and so get round its schema.
+    "json_allowed_escapes": 'nrbtf\\"',
     "json_allow_general_unicode_escapes": False,
 }
 """All there are, so that nothing in a caller's schema can loosen them."""
@@ -111,6 +113,10 @@ class Constraints:
         self.broken = 0
         self._faults: OrderedDict[Constraint, str] = OrderedDict()
 
+    @property
+    def remembered(self) -> int:
+        return len(self._faults)
+
     async def violations(self, constraint: Constraint | None) -> list[Violation]:
         if constraint is None:
             return []
@@ -170,28 +176,57 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _schema_fault(text: str) -> str:
     schema = _schema(text)
-    if (sentence := next(_uncountable(schema), "")) != "":
-        return sentence
-    return _grammar_fault(LLMatcher.grammar_from_json_schema(json.dumps(schema, allow_nan=False)))
+    rules = LLMatcher.grammar_from_json_schema(json.dumps(schema, allow_nan=False))
+    return _grammar_fault(rules) or next(_misread(schema), "")
 
 
 _VALUES = frozenset({"const", "default", "enum", "examples"})
 """Keywords behind which there are values, not schemas."""
 
+_UNSAYABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
+"""Characters that need an escape in JSON, and have none but the general one."""
 
-def _uncountable(schema: Any) -> Iterator[str]:
-    """llguidance lets a free property's name come twice, and two of one name are one property."""
+
+def _misread(schema: Any) -> Iterator[str]:
+    """What llguidance would take for something else."""
     if isinstance(schema, list):
         for one in schema:
-            yield from _uncountable(one)
+            yield from _misread(one)
     elif isinstance(schema, dict):
-        least, required = schema.get("minProperties"), schema.get("required")
-        named = len(set(map(str, required))) if isinstance(required, list) else 0
-        if isinstance(least, int | float) and least > max(1, named + 1):
-            yield f"minProperties is {least:g} and {named} are required: more than one other cannot be counted on"
+        yield from _uncounted(schema)
+        yield from _unsayable(schema)
         for keyword, value in schema.items():
             if keyword not in _VALUES:
-                yield from _uncountable(value)
+                yield from _misread(value)
+
+
+def _uncounted(schema: dict[str, Any]) -> Iterator[str]:
+    """It lets a free property's name come twice, and two of one name are one property."""
+    least, required = schema.get("minProperties"), schema.get("required")
+    named = len(set(map(str, required))) if isinstance(required, list) else 0
+    if isinstance(least, int | float) and least > max(1, named + 1):
+        yield f"minProperties is {least:g} and {named} are required: more than one other cannot be counted on"
+
+
+def _unsayable(schema: dict[str, Any]) -> Iterator[str]:
+    """Without the general escape, it leaves such characters out."""
+    properties = schema.get("properties")
+    names = list(properties) if isinstance(properties, dict) else []
+    values = [text for keyword in ("required", "const", "enum") for text in _strings(schema.get(keyword))]
+    if any(_UNSAYABLE.search(text) for text in (*names, *values)):
+        yield "holds a control character that JSON can only say as a number, in a name or a value"
+
+
+def _strings(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case list():
+            for one in value:
+                yield from _strings(one)
+        case dict():
+            yield from value
+            yield from _strings(list(value.values()))
 
 
 # Expressions and grammars

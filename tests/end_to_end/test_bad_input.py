@@ -216,11 +216,6 @@ def test_details_stay_small_whatever_is_wrong(server: RunningServer) -> None:
 
 # What the contract names and this server does not do yet.
 NOT_YET = [
-    ('constraint { json_schema: "{}" }', "constraint.json_schema"),
-    ("constraint { json_object {} }", "constraint.json_object"),
-    ('constraint { regex: "a*" }', "constraint.regex"),
-    ('constraint { grammar: "start: x" }', "constraint.grammar"),
-    ('constraint { choices { texts: "a" } }', "constraint.choices"),
     (
         'input { conversation { messages { role: ROLE_USER parts { image { data: "x" mime_type: "image/png" } } } } }',
         "input.conversation.messages[0].parts[0].image",

@@ -103,6 +103,13 @@ OUT_OF_RANGE = [
         "tool_choice.mode",
     ),
     (f"{USER} tools {{ name: 'f' }} tool_choice {{ name: 'g' }}", "tool_choice.name"),
+    (f"{TEXT} constraint {{ json_schema: '' }}", "constraint.json_schema"),
+    (f"{TEXT} constraint {{ json_schema: '{'x' * (256 * 1024 + 1)}' }}", "constraint.json_schema"),
+    (f"{TEXT} constraint {{ regex: '{'x' * (8 * 1024 + 1)}' }}", "constraint.regex"),
+    (f"{TEXT} constraint {{ grammar: '' }}", "constraint.grammar"),
+    (f"{TEXT} constraint {{ choices {{}} }}", "constraint.choices.texts"),
+    (f"{TEXT} constraint {{ choices {{ texts: ['a', ''] }} }}", "constraint.choices.texts[1]"),
+    (f"{TEXT} constraint {{ choices {{ texts: ['a', 'b', 'a'] }} }}", "constraint.choices.texts[2]"),
     (f"{TEXT} template {{ enable_thinking: false }}", "template"),
     (f"{USER} template {{ variables: '{{' }}", "template.variables"),
     (f"{USER} template {{ variables: '[1]' }}", "template.variables"),
@@ -160,11 +167,6 @@ OUT_OF_RANGE = [
 
 NOT_SUPPORTED = [
     (message("role: ROLE_USER parts { image {} }"), "input.conversation.messages[0].parts[0].image"),
-    (f"{TEXT} constraint {{ json_schema: '{{}}' }}", "constraint.json_schema"),
-    (f"{TEXT} constraint {{ json_object {{}} }}", "constraint.json_object"),
-    (f"{TEXT} constraint {{ regex: 'a' }}", "constraint.regex"),
-    (f"{TEXT} constraint {{ grammar: 'a' }}", "constraint.grammar"),
-    (f"{TEXT} constraint {{ choices {{ texts: 'a' }} }}", "constraint.choices"),
 ]
 
 SAME_AS_UNSET = [
@@ -204,13 +206,13 @@ def test_all_violations_come_in_one_error() -> None:
         stop { max_tokens: 0 sequences: "" }
         template { variables: "1" }
         output { logprobs: 21 }
-        constraint { regex: "a" }
+        constraint {}
         tools { name: "f" } tools { name: "?" }
         resume {}
         stream_options { min_delta_tokens: 0 }
     """)
     assert sorted(violation.path for violation in found) == [
-        "constraint.regex",
+        "constraint",
         "input.conversation.messages[1].parts[1].image",
         "input.conversation.messages[1].role",
         "output.logprobs",
@@ -401,8 +403,8 @@ def test_any_generation_is_understood_or_refused(request: pb.StreamGenerateReque
     parsed = understood(lambda: parse.generation(request, ID))
     if parsed is not None:
         assert parsed.model == request.model
-        assert not request.HasField("constraint")
-        assert not request.output.HasField("logprobs")
+        assert (parsed.constraint is not None) == request.HasField("constraint")
+        assert (parsed.logprobs is not None) == request.output.HasField("logprobs")
 
 
 @settings(max_examples=100, deadline=None)

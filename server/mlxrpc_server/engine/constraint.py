@@ -50,6 +50,10 @@ class Grammars:
         """A guide for a row that has produced these tokens. Raises Broken where they, or the grammar, cannot be."""
         return self._thread.submit(self._begun, constraint, list(produced))
 
+    @property
+    def compiled(self) -> int:
+        return len(self._compiled)
+
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
