@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,16 +13,22 @@ from mlxrpc_server.engine.pace import Pace
 STEP = 0.004
 
 
-class Device:
-    """Takes so long for each chunk and for each token of it; a pace that has learnt it."""
+class Costs(NamedTuple):
+    """Seconds of each chunk, and of each token of it."""
 
-    def __init__(self, fixed: float, per_token: float, most: int = 8192) -> None:
-        self.pace = Pace(most)
-        self._fixed = fixed
-        self._per_token = per_token
+    fixed: float
+    per_token: float
 
     def seconds(self, tokens: int) -> float:
-        return self._fixed + self._per_token * tokens
+        return self.fixed + self.per_token * tokens
+
+
+class Device:
+    """Something with such costs, and a pace that has learnt them."""
+
+    def __init__(self, costs: Costs, most: int = 8192) -> None:
+        self.pace = Pace(most)
+        self.seconds = costs.seconds
 
     def learn(self, decoding: int, joining: int, times: int = 60) -> int:
         """The budget that it settles at."""
@@ -31,9 +39,9 @@ class Device:
         return self.pace.budget(decoding=decoding, joining=joining)
 
 
-GPU = {"fixed": 0.003, "per_token": 0.00001}
-SLOW_GPU = {"fixed": 0.012, "per_token": 0.00001}
-CPU = {"fixed": 0.001, "per_token": 0.0002}
+GPU = Costs(0.003, 0.00001)
+SLOW_GPU = Costs(0.012, 0.00001)
+CPU = Costs(0.001, 0.0002)
 devices = pytest.mark.parametrize("costs", [GPU, SLOW_GPU, CPU], ids=["GPU", "slow GPU", "CPU"])
 
 
@@ -43,30 +51,30 @@ def test_before_anything_is_measured_chunks_are_short() -> None:
 
 
 @pytest.mark.parametrize("costs", [GPU, CPU], ids=["GPU", "CPU"])
-def test_beside_rows_a_step_takes_less_than_three_of_theirs(costs: dict[str, float]) -> None:
-    device = Device(**costs)
+def test_beside_rows_a_step_takes_less_than_three_of_theirs(costs: Costs) -> None:
+    device = Device(costs)
     chunk = device.seconds(device.learn(decoding=16, joining=1))
     assert 0.5 * STEP < chunk < 2 * STEP
 
 
 def test_where_every_chunk_takes_long_it_is_worth_its_time() -> None:
     """Sixteen tokens would take nearly as long as five hundred."""
-    device = Device(**SLOW_GPU)
+    device = Device(SLOW_GPU)
     tokens = device.learn(decoding=16, joining=1)
     assert tokens > 300
     assert device.seconds(tokens) < 2 * device.seconds(0)
 
 
 @devices
-def test_alone_a_chunk_takes_as_long_as_a_cancel_may_wait(costs: dict[str, float]) -> None:
-    device = Device(**costs)
+def test_alone_a_chunk_takes_as_long_as_a_cancel_may_wait(costs: Costs) -> None:
+    device = Device(costs)
     tokens = device.learn(decoding=0, joining=1)
     assert tokens == 8192 or 0.3 * Pace.SECONDS_ALONE < device.seconds(tokens) < 1.2 * Pace.SECONDS_ALONE
 
 
 @devices
-def test_the_more_rows_wait_to_begin_the_longer_others_wait_for_them(costs: dict[str, float]) -> None:
-    few, many = Device(**costs), Device(**costs)
+def test_the_more_rows_wait_to_begin_the_longer_others_wait_for_them(costs: Costs) -> None:
+    few, many = Device(costs), Device(costs)
     assert many.learn(decoding=2, joining=14) > few.learn(decoding=2, joining=1)
     assert many.seconds(many.learn(decoding=2, joining=14)) < 2 * Pace.MOST_SECONDS
 
@@ -81,7 +89,7 @@ def test_the_more_rows_wait_to_begin_the_longer_others_wait_for_them(costs: dict
 def test_a_chunk_is_never_longer_than_allowed_nor_so_short_that_it_never_ends(
     fixed: float, per_token: float, decoding: int, joining: int, most: int
 ) -> None:
-    device = Device(fixed, per_token, most)
+    device = Device(Costs(fixed, per_token), most)
     assert min(Pace.FEWEST, most) <= device.learn(decoding, joining, times=8) <= most
 
 
@@ -110,6 +118,6 @@ def test_of_a_step_with_both_the_rows_are_taken_off() -> None:
 
 
 def test_another_pass_costs_the_tokens_that_its_time_is_worth() -> None:
-    device = Device(**GPU)
+    device = Device(GPU)
     device.learn(decoding=0, joining=1)
-    assert device.pace.overhead == pytest.approx(GPU["fixed"] / GPU["per_token"], rel=0.3)
+    assert device.pace.overhead == pytest.approx(GPU.fixed / GPU.per_token, rel=0.3)
