@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -17,7 +18,17 @@ from mlxrpc.v1 import model_pb2
 from tests.arbitrary import arbitrary
 from tests.end_to_end.refusals import Refusal, outcome, refusal
 from tests.end_to_end.running import RunningServer
-from tests.end_to_end.streams import TIMEOUT, VOCABULARY, check_deltas, generate, prompt, said, stream, streaming
+from tests.end_to_end.streams import (
+    TIMEOUT,
+    VOCABULARY,
+    check_deltas,
+    counted,
+    generate,
+    prompt,
+    said,
+    stream,
+    streaming,
+)
 
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -58,6 +69,12 @@ TOKENS = st.integers(0, VOCABULARY - 1)
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ["안녕 😀", "<|im_start|>user\n", "<|im_end|>", "<think></think>", "\u0301", "\x00"]
 )
+
+
+def _name(tool: pb.Tool) -> str:
+    return tool.name
+
+
 SAMPLINGS = st.builds(
     model_pb2.Sampling,
     temperature=st.none() | NUMBERS | st.floats(0, 100),
@@ -81,10 +98,18 @@ STOPS = st.builds(
     token_ids=st.lists(TOKENS, max_size=256),
     ignore_eos=st.booleans(),
 )
+
+
+def called(name: str) -> pb.Message:
+    calls = [pb.ToolCall(id="c", name=name, arguments=json.dumps({name: [name]}))]
+    return pb.Message(role=pb.ROLE_ASSISTANT, tool_calls=calls, reasoning=name)
+
+
 CONVERSATIONS = st.builds(
     pb.Conversation,
     messages=st.lists(
-        st.builds(said, WORDS, st.sampled_from([pb.ROLE_SYSTEM, pb.ROLE_USER, pb.ROLE_ASSISTANT, pb.ROLE_TOOL])),
+        st.builds(said, WORDS, st.sampled_from([pb.ROLE_SYSTEM, pb.ROLE_USER, pb.ROLE_ASSISTANT, pb.ROLE_TOOL]))
+        | st.builds(called, WORDS.filter(bool)),
         min_size=1,
         max_size=4,
     ),
@@ -94,9 +119,18 @@ TEMPLATES = st.none() | st.builds(
     enable_thinking=st.none() | st.booleans(),
     variables=st.sampled_from(["", "{}"]) | st.dictionaries(WORDS, st.lists(WORDS)).map(json.dumps),
 )
-TALK = st.fixed_dictionaries({"input": CONVERSATIONS.map(prompt), "template": TEMPLATES})
-PLAIN = st.fixed_dictionaries(
-    {"input": (WORDS.filter(bool) | st.lists(TOKENS, min_size=1, max_size=60)).map(prompt), "template": st.none()}
+NAMES = st.text("abcXYZ019_-", min_size=1, max_size=64)
+SCHEMAS = st.sampled_from(["", "{}", '{"type": "object"}', '{"properties": {"a": {"type": "integer"}}, "x": [1]}'])
+TOOLS = st.lists(st.builds(pb.Tool, name=NAMES, description=WORDS, parameters=SCHEMAS), max_size=3, unique_by=_name)
+TALK: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {"input": CONVERSATIONS.map(prompt), "template": TEMPLATES, "tools": TOOLS}
+)
+PLAIN: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "input": (WORDS.filter(bool) | st.lists(TOKENS, min_size=1, max_size=60)).map(prompt),
+        "template": st.none(),
+        "tools": st.just([]),
+    }
 )
 OPTIONS = st.builds(
     pb.StreamOptions,
@@ -123,6 +157,8 @@ def well_formed(draw: st.DrawFn) -> pb.StreamGenerateRequest:
         cache=pb.Cache(tenant=draw(WORDS), bypass=draw(st.booleans())),
         stream_options=draw(OPTIONS),
     )
+    if request.tools:
+        request.tool_choice.mode = draw(st.sampled_from([pb.ToolChoice.MODE_AUTO, pb.ToolChoice.MODE_NONE]))
     if draw(st.integers(0, 3)) == 0:
         resume = draw(RESUMES)
         del resume.token_ids[request.stop.max_tokens :]
@@ -157,10 +193,15 @@ def test_a_well_formed_request_is_served(
         assert received.fields == ["input.conversation"]
         return
     assert received.end.usage.completion_tokens <= request.stop.max_tokens
-    if received.end.finish_reason != pb.FINISH_REASON_STOP_SEQUENCE and not request.HasField("resume"):
+    apart = received.tool_calls or received.end.usage.reasoning_tokens
+    if received.end.finish_reason != pb.FINISH_REASON_STOP_SEQUENCE and not request.HasField("resume") and not apart:
         check_deltas(received)
     request.sampling.seed = received.started.seed
-    assert generate(server, request).text == received.text
+    answer = generate(server, request)
+    assert (answer.text, answer.reasoning) == (received.text, received.reasoning)
+    assert list(answer.tool_calls) == received.tool_calls
+    if request.tool_choice.mode != pb.ToolChoice.MODE_NONE:
+        assert counted(server, request).token_count == answer.usage.prompt_tokens == received.started.prompt_tokens
 
 
 @st.composite

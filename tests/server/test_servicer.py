@@ -261,7 +261,7 @@ async def test_models_are_told_by_their_files_and_their_configuration(tmp_path: 
             weights_bytes=256,
             default_sampling=model_pb2.Sampling(temperature=0.5),
             default_system_prompt="Be brief.",
-            capabilities=model_pb2.Capabilities(chat_template=True, batching=True),
+            capabilities=model_pb2.Capabilities(chat_template=True, constraints=True, batching=True),
         )
     ]
     assert response.server.name == "mlxrpc"

@@ -100,9 +100,9 @@ class _ReasoningFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reaso
     REASONING_FORMAT_UNSPECIFIED: _ReasoningFormat.ValueType  # 0
     """As REASONING_FORMAT_SEPARATE."""
     REASONING_FORMAT_SEPARATE: _ReasoningFormat.ValueType  # 1
-    """In the field `reasoning`, apart from `text`, without the markers around it."""
+    """In the field `reasoning`, apart from `text`; the markers around it, and the line breaks around those, are in neither."""
     REASONING_FORMAT_INLINE: _ReasoningFormat.ValueType  # 2
-    """In `text`, as the model wrote it, with its markers."""
+    """In `text`, as the model wrote it, with its markers; an opening one that stands in the prompt is not repeated."""
 
 class ReasoningFormat(_ReasoningFormat, metaclass=_ReasoningFormatEnumTypeWrapper):
     """Where a model's reasoning goes. Values may be added."""
@@ -110,9 +110,9 @@ class ReasoningFormat(_ReasoningFormat, metaclass=_ReasoningFormatEnumTypeWrappe
 REASONING_FORMAT_UNSPECIFIED: ReasoningFormat.ValueType  # 0
 """As REASONING_FORMAT_SEPARATE."""
 REASONING_FORMAT_SEPARATE: ReasoningFormat.ValueType  # 1
-"""In the field `reasoning`, apart from `text`, without the markers around it."""
+"""In the field `reasoning`, apart from `text`; the markers around it, and the line breaks around those, are in neither."""
 REASONING_FORMAT_INLINE: ReasoningFormat.ValueType  # 2
-"""In `text`, as the model wrote it, with its markers."""
+"""In `text`, as the model wrote it, with its markers; an opening one that stands in the prompt is not repeated."""
 Global___ReasoningFormat: _TypeAlias = ReasoningFormat  # noqa: Y015
 
 class _FinishReason:
@@ -132,7 +132,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_CONTEXT_LENGTH: _FinishReason.ValueType  # 4
     """The end of the model's context."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 5
-    """The model called tools and waits for their results."""
+    """The model called tools and waits for their results. Not where something that is marked as a call is none."""
     FINISH_REASON_CONSTRAINT_COMPLETE: _FinishReason.ValueType  # 6
     """The constraint is fulfilled and nothing more may follow."""
 
@@ -150,7 +150,7 @@ FINISH_REASON_MAX_TOKENS: FinishReason.ValueType  # 3
 FINISH_REASON_CONTEXT_LENGTH: FinishReason.ValueType  # 4
 """The end of the model's context."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 5
-"""The model called tools and waits for their results."""
+"""The model called tools and waits for their results. Not where something that is marked as a call is none."""
 FINISH_REASON_CONSTRAINT_COMPLETE: FinishReason.ValueType  # 6
 """The constraint is fulfilled and nothing more may follow."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
@@ -660,7 +660,8 @@ class Tool(_message.Message):
     """What the tool does, for the model to read. Empty: none."""
     parameters: _builtins.str
     """The arguments' JSON schema, an object's schema as JSON text. Empty: a tool without arguments. Anything that is not a JSON
-    object is INVALID_ARGUMENT.
+    object, or has a `type` other than object, is INVALID_ARGUMENT. A call that must be made has arguments that are valid under
+    it; a schema that cannot be enforced is then INVALID_ARGUMENT. Where the model decides, it is told the schema, and no more.
     """
     def __init__(
         self,
@@ -696,7 +697,7 @@ class ToolChoice(_message.Message):
         MODE_NONE: ToolChoice._Mode.ValueType  # 2
         """No tool is called; the template is given no tools."""
         MODE_REQUIRED: ToolChoice._Mode.ValueType  # 3
-        """At least one tool is called."""
+        """At least one tool is called. FIELD_NOT_SUPPORTED for models whose form of calls cannot be enforced; so is a name."""
 
     class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
         """How tools are chosen. Values may be added."""
@@ -708,14 +709,16 @@ class ToolChoice(_message.Message):
     MODE_NONE: ToolChoice.Mode.ValueType  # 2
     """No tool is called; the template is given no tools."""
     MODE_REQUIRED: ToolChoice.Mode.ValueType  # 3
-    """At least one tool is called."""
+    """At least one tool is called. FIELD_NOT_SUPPORTED for models whose form of calls cannot be enforced; so is a name."""
 
     MODE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     mode: Global___ToolChoice.Mode.ValueType
     """A choice among all tools."""
     name: _builtins.str
-    """The name of the one tool that must be called. Must be one of the request's tools."""
+    """The name of the one tool that must be called, once and nothing else. Must be one of the request's tools. Neither this nor
+    MODE_REQUIRED goes with a constraint.
+    """
     def __init__(
         self,
         *,
@@ -1034,7 +1037,7 @@ class GenerateResponse(_message.Message):
     possible.
     """
     reasoning: _builtins.str
-    """The reasoning before the answer. Empty: there was none, or it is in `text`."""
+    """The reasoning before the answer; a marker of reasoning further on is text. Empty: there was none, or it is in `text`."""
     finish_reason: Global___FinishReason.ValueType
     """Why generation ended. Never unspecified."""
     seed: _builtins.int
@@ -1043,7 +1046,9 @@ class GenerateResponse(_message.Message):
     """Identifies everything that decides the result beside the request: weights, tokenizer, template and defaults. See Resume."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """The tools that the model calls, in order."""
+        """The tools that the model calls, in order. Line breaks around a call are not part of the text. What is marked as a call and is
+        none stands in `text`, as the model wrote it: where it does not parse, names no tool of the request, or was cut.
+        """
 
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
@@ -1221,7 +1226,7 @@ class Delta(_message.Message):
     """The new text of the reasoning. Empty: none, or it is in `text`."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """Tool calls that are now complete. Each is sent once and whole."""
+        """Tool calls that are now complete. Each is sent once and whole, with all its tokens, which are held back until then."""
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
