@@ -51,7 +51,8 @@ def expected(request: Request, tokenizer: Tokenizer, prompt: Sequence[int]) -> w
     if thought is Thought.OPEN:
         return wire.Constraint(rules, after)
     opening = tokenizer.encode(tokenizer.reasoning.start, special=False)
-    return wire.Constraint(rules, after, opening[0]) if len(opening) == 1 else wire.Constraint(rules)
+    may_think = isinstance(request.input, Conversation) and request.input.enable_thinking is not False
+    return wire.Constraint(rules, after, opening[0]) if may_think and len(opening) == 1 else wire.Constraint(rules)
 
 
 def bound(constraint: wire.Constraint, token_ids: Sequence[int]) -> Sequence[int]:

@@ -185,6 +185,20 @@ def test_a_row_may_think_first_and_not_later() -> None:
     assert allowed(Masks([Reader(begun(bound, ids("a")), [END])])) == {*ids("ab"), END}
 
 
+def test_line_breaks_behind_thinking_belong_to_it() -> None:
+    grammars = Grammars([b"a", b"b", b"\n", b"\n\n", b"", b"\nb"])
+    bound = wire.Constraint(regex("a+").grammar, [4])
+
+    def may_follow(produced: Sequence[int]) -> set[int]:
+        return allowed(Masks([Reader(grammars.begin(bound, produced).result(), [])]), 6)
+
+    assert may_follow([1, 4]) == {0, 2, 3}
+    assert may_follow([1, 4, 3]) == {0, 2, 3}
+    assert may_follow([1, 4, 3, 2]) == {0}
+    assert may_follow([1, 4, 3, 0]) == {0}
+    grammars.close()
+
+
 def allowed(masks: Masks, width: int = tiny.VOCABULARY) -> set[int]:
     logits = masks.apply(mx.zeros((1, width)))
     return {token for token, logit in enumerate(np.array(logits[0])) if logit == 0}

@@ -26,6 +26,9 @@ from mlxrpc_server.engine.wire import Left
 MOST_COMPILED = 64
 """Grammars that are kept; one takes from some kilobytes to a few megabytes."""
 
+MOST_BREAKS = 2
+"""Tokens of line breaks that are let in behind the end of thinking."""
+
 END = b"<end>"
 """A token of llguidance's alone, behind those of the model: its bit says that the text may end here."""
 
@@ -42,6 +45,7 @@ class Grammars:
 
     def __init__(self, spelling: Sequence[bytes]) -> None:
         self.words = len(spelling)
+        self._breaks = frozenset(token for token, said in enumerate(spelling) if said and not said.strip(b"\n"))
         self._thread = deep_thread("grammars")
         self._tokenizer = self._thread.submit(_tokenizer, spelling)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
@@ -59,7 +63,7 @@ class Grammars:
 
     def _begun(self, constraint: wire.Constraint, produced: Sequence[int]) -> Guide:
         matcher = self._matcher(constraint.grammar)
-        guide = Guide(matcher, self.words, constraint.after, constraint.opening)
+        guide = Guide(matcher, self.words, constraint.after, constraint.opening, self._breaks)
         for place, token in enumerate(produced):
             guide.follow(token)
             if guide.fault:
@@ -82,16 +86,25 @@ class Grammars:
 class Guide:
     """One row's place in its grammar.
 
-    What comes before `after`, a sequence of tokens, is free: always, or where `opening` is the row's first token.
+    What comes before `after`, a sequence of tokens, is free: always, or where `opening` is the row's first token. Line
+    breaks behind it belong to it: a model that learned to write them says something else without.
     """
 
-    def __init__(self, matcher: LLMatcher, words: int, after: Sequence[int] = (), opening: int | None = None) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        words: int,
+        after: Sequence[int] = (),
+        opening: int | None = None,
+        breaks: Collection[int] = (),
+    ) -> None:
         self.matcher = matcher
         self.words = words
         self.fault = ""
         """Why it cannot go on."""
         self.opening = opening if after else None
-        """What the next token may be, too."""
+        self._breaks = breaks
+        self._breaks_left = 0
         self.free = bool(after) and opening is None
         self._after = list(after)
         self._seen = deque[int](maxlen=len(self._after))
@@ -101,15 +114,27 @@ class Guide:
         """Whether the text is whole and nothing may follow."""
         return not self.free and not self.fault and self.matcher.is_stopped() and self.matcher.is_accepting()
 
+    @property
+    def besides(self) -> Collection[int]:
+        """What the next token may be beside what the grammar says."""
+        if self.opening is not None:
+            return (self.opening,)
+        return self._breaks if self._breaks_left else ()
+
     def follow(self, token: int) -> None:
         opening, self.opening = self.opening, None
         if self.free:
             self._seen.append(token)
             self.free = list(self._seen) != self._after
+            self._breaks_left = 0 if self.free else MOST_BREAKS
         elif token == opening:
             self.free = True
-        elif not self.matcher.consume_token(token):
-            self.fault = first_line(self.matcher.get_error()) or "nothing may follow the text"
+        elif self._breaks_left and token in self._breaks:
+            self._breaks_left -= 1
+        else:
+            self._breaks_left = 0
+            if not self.matcher.consume_token(token):
+                self.fault = first_line(self.matcher.get_error()) or "nothing may follow the text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +181,11 @@ class Masks:
         may_end = not guide.free and _has(bits, self._words)
         for token in (self._words, *stop_ids):
             _set(bits, token, allowed=False)
-        if guide.opening is not None:
-            _set(bits, guide.opening, allowed=True)
         if not bits.any():
             guide.fault = "" if may_end else "no token of the model may stand there"
             return _opened(bits, Left.CONSTRAINT_COMPLETE if may_end else Left.CONSTRAINT_BROKEN)
-        if may_end:
-            for token in stop_ids:
-                _set(bits, token, allowed=True)
+        for token in (*guide.besides, *(stop_ids if may_end else ())):
+            _set(bits, token, allowed=True)
         return None
 
 
