@@ -16,7 +16,8 @@ import grpc
 from mlxrpc_server.catalog import Catalog, ModelConfig
 from mlxrpc_server.details import Detail
 from mlxrpc_server.engine import wire
-from mlxrpc_server.generation import Delta, Event, Finished, Service, Started, Timings, Usage
+from mlxrpc_server.events import Delta, Event, Finished, Started, Timings, Usage
+from mlxrpc_server.generation import Service
 from mlxrpc_server.models import Limits, Models
 from mlxrpc_server.tokenizer import Tokenizers
 from mlxrpc_server.types import FinishReason, ModelName, Request

@@ -9,9 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mlxrpc.v1 import admin_pb2, model_pb2
 from mlxrpc.v1 import inference_pb2 as pb
-from mlxrpc_server import __version__, generation
+from mlxrpc_server import __version__
 from mlxrpc_server.catalog import Entry
-from mlxrpc_server.generation import Delta, Event, Finished, PrefillProgress, Started
+from mlxrpc_server.events import Delta, Event, Finished, PrefillProgress, Started, Timings
 from mlxrpc_server.model import Model
 from mlxrpc_server.models import Status
 from mlxrpc_server.parse import FEATURES
@@ -241,7 +241,7 @@ def _matched(matched: int | str | None) -> pb.MatchedStop | None:
     assert_never(matched)
 
 
-def _timings(timings: generation.Timings) -> pb.Timings:
+def _timings(timings: Timings) -> pb.Timings:
     first = timings.time_to_first_token
     return pb.Timings(
         queue=duration(timings.queue),

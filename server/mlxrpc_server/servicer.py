@@ -15,7 +15,8 @@ from mlxrpc.v1.inference_pb2_grpc import InferenceServiceServicer
 from mlxrpc_server import parse, protos
 from mlxrpc_server.calls import Call, Calls, Context
 from mlxrpc_server.description import describe
-from mlxrpc_server.generation import Delta, Event, Finished, PrefillProgress, Service, Started
+from mlxrpc_server.events import Delta, Event, Finished, PrefillProgress, Started
+from mlxrpc_server.generation import Service
 from mlxrpc_server.types import Request
 
 T = TypeVar("T")

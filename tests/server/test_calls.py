@@ -19,7 +19,7 @@ from mlxrpc.v1.inference_pb2_grpc import InferenceServiceStub
 from mlxrpc.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server as add_inference
 from mlxrpc_server.calls import Calls
 from mlxrpc_server.errors import Unavailable
-from mlxrpc_server.generation import Delta, Event
+from mlxrpc_server.events import Delta, Event
 from mlxrpc_server.servicer import InferenceService
 from mlxrpc_server.types import Request
 from tests.fakes import Script, ScriptedService, connected, refusing, saying, started, two_deltas

@@ -20,7 +20,8 @@ from mlxrpc.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server 
 from mlxrpc_server import parse
 from mlxrpc_server.calls import Calls
 from mlxrpc_server.catalog import Catalog, ModelConfig
-from mlxrpc_server.generation import Delta, Event, PrefillProgress, Service
+from mlxrpc_server.events import Delta, Event, PrefillProgress
+from mlxrpc_server.generation import Service
 from mlxrpc_server.models import Limits, Models
 from mlxrpc_server.servicer import InferenceService
 from mlxrpc_server.tokenizer import Tokenizers
