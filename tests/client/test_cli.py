@@ -78,6 +78,18 @@ def test_generate_prints_json_for_programs(command: Mlxrpc) -> None:
     assert (response["usage"]["completion_tokens"], response["reasoning"]) == (2, "")
 
 
+def test_generate_asks_for_log_probabilities_only_where_it_can_print_them(command: Mlxrpc, fake: FakeInference) -> None:
+    assert command("generate", "Hello", "--json", "--logprobs", "0", "--min-tokens", "3").returncode == 0
+    request = fake.requests[-1]
+    assert request.output.HasField("logprobs")
+    assert (request.output.logprobs, request.stop.min_tokens) == (0, 3)
+    refused = command("generate", "Hello", "--logprobs", "5")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "mlxrpc: --logprobs needs --json: there is no other place for them\n",
+    )
+
+
 def test_generate_tells_of_its_speed_on_stderr(command: Mlxrpc) -> None:
     done = command("generate", "Hello there", "--stats")
     expected = "demo: 2 + 5 tokens, first after 0.25 s, 80.0 tokens/s, stop_token, seed 7\n"

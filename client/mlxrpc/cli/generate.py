@@ -16,6 +16,12 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
     prompt.add(parser)
     parser.add_argument("--json", action="store_true", help="print the whole response as JSON, at the end")
+    parser.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="N",
+        help="with --json: each token's log-probability, and N likely ones beside it",
+    )
     parser.add_argument("--stats", action="store_true", help="print counts and speed to stderr, at the end")
     sampling.add(parser)
     connection.add(parser)
@@ -23,12 +29,19 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     given = prompt.prompt_from(arguments)
-    options = sampling.options(arguments)
+    options = sampling.options(arguments) | {"logprobs": _logprobs(arguments)}
     with connection.client(arguments) as client:
         completion = (_whole if arguments.json else _streamed)(client, given, options)
     if arguments.stats:
         terminal.say(_stats(completion))
     return terminal.OK
+
+
+def _logprobs(arguments: argparse.Namespace) -> int | None:
+    wanted: int | None = arguments.logprobs
+    if wanted is not None and not arguments.json:
+        raise ValueError("--logprobs needs --json: there is no other place for them")
+    return wanted
 
 
 def _whole(client: Client, given: Any, options: dict[str, Any]) -> Completion:
