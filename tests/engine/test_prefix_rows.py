@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from mlxrpc_server.engine.kernels.plain import PlainStore
 from mlxrpc_server.engine.kv import KV, Lanes, for_model
 from mlxrpc_server.engine.paged import Paged, form_of
-from mlxrpc_server.engine.prefix import BLOCK
+from mlxrpc_server.engine.prefix import BLOCK, Kept
 from mlxrpc_server.engine.room import Room
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.wire import Left
@@ -209,6 +210,39 @@ def test_tenants_share_nothing(layout: Layout) -> None:
         run.batch.submit(row(number, words(150), tenant=tenant))
         run.to_end()
     assert [run.cached(number) > [0] for number in range(4)] == [False, False, False, True]
+
+
+class Watched:
+    """A layout, and all that was kept in it."""
+
+    def __init__(self, kv: KV) -> None:
+        self.kv = kv
+        self.kept: list[tuple[RowId, int, Kept]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kv, name)
+
+    def keep(self, row: RowId, start: int, end: int) -> Kept:
+        self.kept.append((row, end, self.kv.keep(row, start, end)))
+        return self.kept[-1][2]
+
+
+@whole
+def test_a_state_is_kept_for_exactly_the_tokens_that_it_has_seen(layout: Layout) -> None:
+    model = loaded(layout.model)
+    kv: Any = Watched(layout.kv(model, Room(64, PLENTY)))
+    run = Run(model, kv=kv, prefix_bytes=PLENTY, ahead=kv.ahead)
+    rows = [row(number, words(70, number), max_tokens=5 + 4 * number) for number in range(4)]
+    for one in rows:
+        run.batch.submit(one)
+    run.step(7)
+    run.batch.cancel(rows[2].id)
+    run.to_end()
+    assert len({number for number, _, _ in kv.kept}) == 4
+    for number, end, kept in kv.kept:
+        seen = [*rows[number].prompt, *run.tokens(number)][:end]
+        behind = model(mx.array([[5]]), cache=copy.deepcopy(kept.content))[0, -1]
+        assert float(mx.abs(behind - tiny.logits_alone(model, [*seen, 5])).max()) < 1e-3
 
 
 def test_a_preempted_row_begins_again_behind_what_it_had() -> None:
