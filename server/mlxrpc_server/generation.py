@@ -187,11 +187,8 @@ def _seed(request: Request) -> int:
 async def _check_deadline(model: Model, orders: Orders, deadline: float | None) -> None:
     if deadline is None:
         return
-    estimate = model.seconds_to_first_token(len(orders.prompt))
-    if estimate > deadline - time.monotonic() and not orders.cache.bypass:
-        held = await model.held(orders.cache.tenant, orders.prompt)
-        estimate = model.seconds_to_first_token(len(orders.prompt) - held)
     remaining = deadline - time.monotonic()
+    estimate = await model.soonest(orders, remaining)
     if estimate > remaining:
         raise DeadlineTooShort(estimate, remaining)
 

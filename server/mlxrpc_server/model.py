@@ -139,6 +139,14 @@ class Model:
         ahead = sum(flight.to_prefill for flight in self._flights.values())
         return (ahead + prompt_tokens) / self._prefill_rate
 
+    async def soonest(self, orders: Orders, wanted: float) -> float:
+        """The same for these; where that is more than wanted, without what the worker need not compute."""
+        seconds = self.seconds_to_first_token(len(orders.prompt))
+        if seconds <= wanted or orders.cache.bypass:
+            return seconds
+        held = await self.held(orders.cache.tenant, orders.prompt)
+        return self.seconds_to_first_token(len(orders.prompt) - held)
+
     async def held(self, tenant: str, prompt: Sequence[int]) -> int:
         """How many of its first tokens the worker would not compute; 0 where it does not say so in time."""
         if not self._serving:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mlxrpc_server.engine import wire
 from mlxrpc_server.errors import ModelUnusable, Unavailable
 from mlxrpc_server.flight import Flight, Orders
 from mlxrpc_server.model import Model
-from mlxrpc_server.types import ModelHealth, ModelName, RowId, Sampling
+from mlxrpc_server.types import Cache, ModelHealth, ModelName, RowId, Sampling
 from mlxrpc_server.worker import Worker
 from tests import fakes, noise_model
 from tests.engine.running import GREEDY, alone, row
@@ -413,6 +414,23 @@ async def test_a_worker_is_asked_what_it_would_not_compute() -> None:
         assert worker.sent[1:] == [wire.Ask(1, "", [1, 2, 3]), wire.Ask(2, "a", [1, 2, 3])]
         worker.say(wire.Held(2, 64), wire.Held(1, 128), wire.Held(9, 9))
         assert await asyncio.gather(*asked) == [128, 64]
+
+
+async def test_a_prompt_that_seems_too_long_is_judged_by_what_is_left_of_it() -> None:
+    workers = Workers()
+    async with running(workers) as watched:
+        worker = workers.spawned[0]
+        with watched.model.fly(orders(*range(100))) as flight:
+            worker.say(step(prefilled=[(flight.row, 100)], prefill_seconds=1.0))
+            await flight.news()
+            asked = orders(*range(500))
+            assert await watched.model.soonest(asked, 5.5) == pytest.approx(5.0)
+            assert await watched.model.soonest(replace(asked, cache=Cache(bypass=True)), 1.0) == pytest.approx(5.0)
+            waiting = asyncio.create_task(watched.model.soonest(replace(asked, cache=Cache("a")), 1.0))
+            await asyncio.sleep(0)
+            assert worker.sent[-1] == wire.Ask(1, "a", list(range(500)))
+            worker.say(wire.Held(1, 448))
+            assert await waiting == pytest.approx(0.52)
 
 
 async def test_where_no_worker_serves_nothing_is_held() -> None:
