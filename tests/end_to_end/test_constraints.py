@@ -86,7 +86,7 @@ def check(constraint: pb.Constraint, received: Received) -> None:
         assert conforms(constraint, received.text)
 
 
-@pytest.mark.parametrize("constraint", [SCHEMA, REGEX, GRAMMAR, CHOICES, pb.Constraint(json_object={})])
+@pytest.mark.parametrize("constraint", [SCHEMA, REGEX, GRAMMAR, CHOICES, pb.Constraint(json_object=pb.JsonObject())])
 def test_noise_is_held_to_its_constraint(server: RunningServer, constraint: pb.Constraint) -> None:
     wishes = [wish(constraint, seed) for seed in range(12)]
     all_received = list(streams(server, wishes))

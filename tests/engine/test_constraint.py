@@ -78,8 +78,10 @@ def test_a_row_says_what_its_grammar_allows_and_ends_with_it(ahead: bool) -> Non
 
 
 def test_being_a_step_ahead_changes_no_token() -> None:
-    rows = lambda: [bound_row(number, regex("[a-z]{3,9}[0-9]*x")) for number in range(4)]  # noqa: E731
-    slow, ahead = run(*rows()), run(*rows(), ahead=True)
+    slow, ahead = (
+        run(*[bound_row(number, regex("[a-z]{3,9}[0-9]*x")) for number in range(4)], ahead=ahead)
+        for ahead in (False, True)
+    )
     for number in range(4):
         assert ahead.tokens(number) == slow.tokens(number)
         assert ahead.left(number) == slow.left(number)

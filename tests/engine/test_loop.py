@@ -6,13 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import msgspec
 import pytest
 
+from mlxrpc_server.constraints import grammar
 from mlxrpc_server.engine import wire
 from mlxrpc_server.engine.batch import Batch
+from mlxrpc_server.engine.constraint import Grammars
 from mlxrpc_server.engine.kv import for_model
 from mlxrpc_server.engine.loop import STATS_EVERY, Loop
-from mlxrpc_server.types import RowId
+from mlxrpc_server.types import Constraint, ConstraintKind, RowId
 from tests.engine import tiny
 from tests.engine.running import GREEDY, HandClock
 
@@ -129,3 +132,54 @@ def test_while_it_is_busy_it_tells_its_stats_about_once_a_second() -> None:
 def test_a_message_of_the_other_direction_ends_it() -> None:
     with pytest.raises(ValueError, match="unexpected Failed"):
         run([wire.Failed("?")])
+
+
+def bound(row: int, expression: str, produced: list[int] | None = None) -> wire.Submit:
+    rules = grammar(Constraint(ConstraintKind.REGEX, expression))
+    asked = submit(row, [3, 4], max_tokens=9, produced=produced)
+    return msgspec.structs.replace(asked, constraint=wire.Constraint(rules))
+
+
+def run_bound(*inboxes: Inbox, grammars: Grammars | None) -> Line:
+    line = Line(*inboxes)
+    batch = Batch(MODEL, for_model(MODEL), max_rows=8, prefill_tokens=64, clock=HandClock())
+    Loop(line, batch, tiny.VOCABULARY, HandClock(), grammars).run()
+    return line
+
+
+def ends(line: Line) -> list[tuple[int, wire.Left]]:
+    return [end for step in line.steps for end in zip(step.left, step.reasons, strict=True)]
+
+
+LETTERS = [bytes([0x20 + number]) for number in range(tiny.VOCABULARY)]
+
+
+def test_a_bound_row_joins_when_its_grammar_is_compiled() -> None:
+    grammars = Grammars(LETTERS)
+    grammars.begin(wire.Constraint(grammar(Constraint(ConstraintKind.REGEX, "ab"))), []).result()
+    line = run_bound([bound(1, "ab"), submit(2, [5, 6])], *[[] for _ in range(400)], grammars=grammars)
+    assert [token for step in line.steps for row, token in zip(step.rows, step.tokens, strict=True) if row == 1] == [
+        LETTERS.index(b"a"),
+        LETTERS.index(b"b"),
+    ]
+    assert sorted(ends(line)) == [(1, wire.Left.CONSTRAINT_COMPLETE), (2, wire.Left.LENGTH)]
+    assert not all(line.waits)
+
+
+def test_a_row_whose_tokens_break_its_grammar_leaves_with_the_cause() -> None:
+    line = run_bound([bound(1, "ab", [7])], *[[] for _ in range(400)], grammars=Grammars(LETTERS))
+    assert ends(line) == [(1, wire.Left.CONSTRAINT_BROKEN)]
+    ((row, cause),) = line.steps[-1].causes
+    assert row == 1
+    assert cause.startswith("token 0 of those produced before")
+
+
+def test_a_row_is_cancelled_while_its_grammar_waits() -> None:
+    line = run_bound([bound(1, "ab"), wire.Cancel(RowId(1))], [], [], grammars=Grammars(LETTERS))
+    assert ends(line) == [(1, wire.Left.CANCELLED)]
+
+
+def test_where_tokens_have_no_spelling_bound_rows_are_refused_in_words() -> None:
+    line = run_bound([bound(1, "ab")], [], grammars=None)
+    assert ends(line) == [(1, wire.Left.CONSTRAINT_BROKEN)]
+    assert "spelling" in line.steps[-1].causes[0][1]
