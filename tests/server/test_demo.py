@@ -26,6 +26,7 @@ def tokenizer() -> Any:
 def render(*messages: dict[str, str], **variables: Any) -> str:
     """As the server does."""
     config = json.loads((demo.source() / "tokenizer_config.json").read_text(encoding="utf-8"))
+    variables = {"add_generation_prompt": True, **variables}
     return jinja(config["chat_template"], variables, create_time=0.0, messages=list(messages))
 
 
