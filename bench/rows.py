@@ -18,7 +18,7 @@ import mlx.core as mx
 from mlxrpc_server import demo
 from mlxrpc_server.engine import blas, load
 from mlxrpc_server.engine.batch import Batch
-from mlxrpc_server.engine.kv import sample
+from mlxrpc_server.engine.caches import sample
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.types import RowId, Sampling
 

@@ -10,6 +10,8 @@ import mlx.core as mx
 from hypothesis import strategies as st
 
 from mlxrpc_server.engine.kv import KV
+from mlxrpc_server.engine.layouts import layouts
+from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.types import RowId
 from tests.engine import tiny
 
@@ -24,6 +26,11 @@ joint_operations = st.lists(st.one_of(joins, joint, leaves, steps), min_size=1, 
 
 Alone = Callable[[Any, Sequence[int]], mx.array]
 """A model's logits behind the last of the tokens."""
+
+
+def for_model(model: Any, room: Room = UNBOUNDED, kv_bits: int | None = None) -> KV:
+    """The layout that suits the model best."""
+    return next(layouts(model, room, kv_bits))
 
 
 class Rows:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlxrpc_server.engine.batch import Batch, Outcome
-from mlxrpc_server.engine.kv import KV, for_model
+from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.room import Room
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
+from tests.engine.rows import for_model
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
 

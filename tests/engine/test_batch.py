@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxrpc_server.engine.kv import Blocks, for_model
+from mlxrpc_server.engine.blocks import Blocks
 from mlxrpc_server.engine.pace import Pace
 from mlxrpc_server.engine.room import COLUMN_STEP, Room
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
 from tests.engine import tiny
+from tests.engine.rows import for_model
 from tests.engine.running import GREEDY, HandClock, Run, alone, row
 from tests.same_tokens import Judge, assert_same_tokens, judge
 

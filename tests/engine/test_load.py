@@ -16,7 +16,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from mlxrpc_server.engine import device
-from mlxrpc_server.engine.kv import Blocks, Lanes
+from mlxrpc_server.engine.blocks import Blocks
+from mlxrpc_server.engine.lanes import Lanes
 from mlxrpc_server.engine.load import CannotLoad, load, proven
 from mlxrpc_server.types import RowId
 from tests import noise_model

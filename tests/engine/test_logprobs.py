@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from mlxrpc_server.engine import wire
 from mlxrpc_server.engine.batch import Batch
-from mlxrpc_server.engine.kv import for_model
 from mlxrpc_server.engine.logprobs import Asked, likeliest
 from mlxrpc_server.engine.loop import Loop
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.types import LogProbs, RowId, Sampling
 from tests.engine import tiny
+from tests.engine.rows import for_model
 from tests.engine.running import GREEDY, HandClock, Run, row
 from tests.engine.test_loop import Line
 

@@ -13,10 +13,10 @@ from mlxrpc_server.constraints import grammar
 from mlxrpc_server.engine import wire
 from mlxrpc_server.engine.batch import Batch
 from mlxrpc_server.engine.constraint import Grammars
-from mlxrpc_server.engine.kv import for_model
 from mlxrpc_server.engine.loop import STATS_EVERY, Loop
 from mlxrpc_server.types import Constraint, ConstraintKind, RowId
 from tests.engine import tiny
+from tests.engine.rows import for_model
 from tests.engine.running import GREEDY, HandClock
 
 MODEL = tiny.attention()

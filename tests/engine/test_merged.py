@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import BatchKVCache, ChunkedKVCache, KVCache, QuantizedKVCache, RotatingKVCache
 
-from mlxrpc_server.engine.kv import sample
+from mlxrpc_server.engine.caches import sample
 from mlxrpc_server.engine.load import proven
 from mlxrpc_server.engine.merged import Merged, suits
 from mlxrpc_server.engine.room import COLUMN_STEP, UNBOUNDED, Room

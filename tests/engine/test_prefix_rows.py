@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrpc_server.engine.kernels.plain import PlainStore
-from mlxrpc_server.engine.kv import KV, Lanes, for_model
+from mlxrpc_server.engine.kv import KV
+from mlxrpc_server.engine.lanes import Lanes
 from mlxrpc_server.engine.paged import Paged, form_of
 from mlxrpc_server.engine.prefix import BLOCK, Kept
 from mlxrpc_server.engine.room import Room
@@ -23,6 +24,7 @@ from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
 from tests.engine import tiny
 from tests.engine.architectures import MERGED, plain
+from tests.engine.rows import for_model
 from tests.engine.running import GREEDY, Run, row
 from tests.same_tokens import Judge
 

@@ -9,12 +9,13 @@ import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 
-from mlxrpc_server.engine.kv import KV, Blocks, for_model
+from mlxrpc_server.engine.blocks import Blocks
+from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.load import CannotLoad, proven
 from mlxrpc_server.engine.room import COLUMN_STEP, UNBOUNDED, Room
 from mlxrpc_server.types import RowId
 from tests.engine import architectures, tiny
-from tests.engine.rows import Rows, joint_operations, run
+from tests.engine.rows import Rows, for_model, joint_operations, run
 from tests.engine.running import GREEDY, Run, alone, row
 from tests.same_tokens import Judge
 

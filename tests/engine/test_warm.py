@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlxrpc_server.engine.kv import for_model
 from mlxrpc_server.engine.warm import row_counts, warm
 from tests.engine import tiny
+from tests.engine.rows import for_model
 from tests.engine.running import Run, alone, row
 
 

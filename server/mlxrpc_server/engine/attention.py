@@ -7,6 +7,7 @@ of its own module, and offers no other place to say how the rows lie. Knows no l
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import mlx.core as mx
@@ -21,6 +22,20 @@ class Stored(Protocol):
 
     def attend(self, queries: mx.array, scale: float, mask: Any) -> mx.array:
         """Of each row's one query over all that the row holds; the mask is what the cache's `make_mask` gave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Stands for a mask: a layer that sees so many tokens of each row, from the last one backwards."""
+
+    tokens: int
+
+
+def stand_in(*, return_array: bool, window: int | None) -> Window | None:
+    """What `make_mask` gives in place of a mask; none where a layer sees all of each row."""
+    if return_array:
+        raise NotImplementedError("rows that are stored together have no mask in common")
+    return None if window is None else Window(window)
 
 
 def route(model: Any) -> None:

@@ -21,10 +21,10 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from mlxrpc_server.engine.caches import snapshot
 from mlxrpc_server.engine.constraint import Masks, Reader
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.logprobs import Asked, Unread
-from mlxrpc_server.engine.merged import snapshot
 from mlxrpc_server.engine.minimum import Minimum
 from mlxrpc_server.engine.pace import Pace
 from mlxrpc_server.engine.prefix import Kept, Prefixes

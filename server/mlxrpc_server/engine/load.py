@@ -17,7 +17,9 @@ from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
 
 from mlxrpc_server.engine import device, quantized
-from mlxrpc_server.engine.kv import KV, Lanes, layouts
+from mlxrpc_server.engine.kv import KV
+from mlxrpc_server.engine.lanes import Lanes
+from mlxrpc_server.engine.layouts import layouts
 from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import RowId, Sampling

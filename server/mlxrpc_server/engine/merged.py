@@ -7,15 +7,16 @@ not requests; nothing here is evaluated before somebody asks for a step's logits
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
+from mlxrpc_server.engine.caches import flat, opened, price, snapshot
+from mlxrpc_server.engine.kv import Beginnings
 from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import Room
 from mlxrpc_server.types import RowId
@@ -39,7 +40,7 @@ class Merged:
         """The sample is a row's caches behind one token."""
         self._model = model
         self._room = room
-        self._prices = [_price(cache) for cache in flat(sample)]
+        self._prices = [price(cache) for cache in flat(sample)]
         self._rows: list[RowId] = []
         self._cache: list[Any] = []
         self._gone: set[RowId] = set()
@@ -56,10 +57,11 @@ class Merged:
         return self._room.holds(lengths, len(lengths) * self._row_bytes(max(lengths, default=0)), beside)
 
     def _row_bytes(self, longest: int) -> float:
-        """Of each row: the padding before it costs as much as the tokens of the longest."""
-        return sum(price.of(longest) for price in self._prices)
+        """Of each row: the padding before it costs as much as the tokens of the longest, whose last one is still to be
+        fed. Merged caches grow by a whole step from there."""
+        return sum(price.of(longest - 1 + KVCache.step) for price in self._prices)
 
-    def open(self, kept: Sequence[Sequence[Kept]] = ()) -> list[Any]:
+    def open(self, kept: Beginnings = ()) -> list[Any]:
         return opened(self._model, kept)
 
     def keep(self, row: RowId, _start: int, _end: int) -> Kept:
@@ -143,56 +145,3 @@ class _Apart:
     cache: list[Any]
     fed: bool
     """Whether anything has been fed into it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Price:
-    """What one merged cache takes of each row."""
-
-    fixed: int
-    column: float = 0.0
-    most_columns: float = float("inf")
-
-    def of(self, longest: int) -> float:
-        """Merged caches are as long as their longest row, whose last token is still to be fed, and grow by a whole
-        step from there."""
-        return self.fixed + self.column * min(longest - 1 + KVCache.step, self.most_columns)
-
-
-def _price(cache: Any) -> _Price:
-    if isinstance(cache, ArraysCache):
-        return _Price(cache.nbytes)
-    if cache.keys is None:
-        return _Price(0)
-    most = cache.max_size if isinstance(cache, RotatingKVCache) else float("inf")
-    return _Price(0, cache.nbytes / cache.keys.shape[2], most)
-
-
-def snapshot(caches: Sequence[Any]) -> Kept:
-    """A row's caches as they are now, whatever becomes of them."""
-    copies = copy.deepcopy(list(caches))
-    for cache in flat(copies):
-        if type(cache) is KVCache:
-            keys, values, length = cache.state
-            cache.state = mx.contiguous(keys[..., :length, :]), mx.contiguous(values[..., :length, :]), length
-    state: Any = tree_flatten([cache.state for cache in copies])
-    arrays = [value for _, value in state if isinstance(value, mx.array)]
-    return Kept(copies, sum(array.nbytes for array in arrays), arrays)
-
-
-def opened(model: Any, kept: Sequence[Sequence[Kept]]) -> list[Any]:
-    """A row's caches: new ones, or a copy of what was kept of another."""
-    if not any(kept):
-        return make_prompt_cache(model)
-    ((one,),) = kept
-    caches: list[Any] = copy.deepcopy(one.content)
-    return caches
-
-
-def flat(caches: Sequence[Any]) -> Iterator[Any]:
-    """With nested ones in the place of their nest."""
-    for cache in caches:
-        if isinstance(cache, CacheList):
-            yield from flat(cache.caches)
-        else:
-            yield cache

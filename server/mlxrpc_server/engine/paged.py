@@ -14,6 +14,8 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlxrpc_server.engine import attention
+from mlxrpc_server.engine.attention import Window, stand_in
+from mlxrpc_server.engine.kv import Beginnings
 from mlxrpc_server.engine.often import Often
 from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, rounded, slabs
 from mlxrpc_server.engine.prefix import Kept
@@ -139,7 +141,7 @@ class Paged:
     def fits(self, lengths: Sequence[int], beside: int = 0) -> bool:
         return fit(lengths, self._form.page_bytes, self._slab, self._room, beside)
 
-    def open(self, kept: Sequence[Sequence[Kept]] = ()) -> list[Any]:
+    def open(self, kept: Beginnings = ()) -> list[Any]:
         caches: list[Any] = make_prompt_cache(self._model)
         if any(kept):
             rows = [[page for one in row for page in one.content] for row in kept]
@@ -281,23 +283,10 @@ class _Layer:
         return self._kv.plan.lengths
 
     def make_mask(self, _tokens: int, return_array: bool = False, window_size: int | None = None) -> Window | None:
-        return _stand_in(return_array=return_array, window=window_size)
+        return stand_in(return_array=return_array, window=window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_Token, mx.array]:
         return _Token(self._kv, self._layer, keys, values), values
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Stands for a mask: a layer that sees so many tokens of each row, from the last one backwards."""
-
-    tokens: int
-
-
-def _stand_in(*, return_array: bool, window: int | None) -> Window | None:
-    if return_array:
-        raise NotImplementedError("rows in pages have no mask in common")
-    return None if window is None else Window(window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +338,7 @@ class _Asked:
         self.heads = 0
 
     def make_mask(self, _tokens: int, return_array: bool = False, window_size: int | None = None) -> Window | None:
-        return _stand_in(return_array=return_array, window=window_size)
+        return stand_in(return_array=return_array, window=window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_Asked, mx.array]:
         return self, values

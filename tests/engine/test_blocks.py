@@ -6,18 +6,14 @@ import gc
 from typing import Any
 
 import mlx.core as mx
-import pytest
 from hypothesis import given, settings
 
-from mlxrpc_server.engine.kv import Blocks, Lanes, _Places, for_model
-from mlxrpc_server.engine.merged import Merged
+from mlxrpc_server.engine.blocks import Blocks, _Places
 from mlxrpc_server.engine.room import COLUMN_STEP, SHORT_STEP, Room
 from tests.engine import tiny
-from tests.engine.rows import Rows, joint_operations, operations, run
+from tests.engine.rows import Rows, joint_operations, run
 
 ATTENTION = tiny.attention()
-SLIDING_WINDOW = tiny.sliding_window()
-RECURRENT = tiny.recurrent()
 
 CELL_BYTES = 2 * 2 * 2 * 8 * 4
 """Of ATTENTION: keys and values of two layers with two heads of eight float32."""
@@ -32,13 +28,6 @@ def held(room: Room) -> tuple[Rows, Blocks]:
 @given(script=joint_operations)
 def test_blocks_give_the_logits_of_solo_runs_whoever_joins_and_leaves(script: list[tuple[str, Any]]) -> None:
     assert run(Rows(ATTENTION, Blocks(ATTENTION)), script) < 1e-4
-
-
-@settings(max_examples=15)
-@given(script=operations)
-@pytest.mark.parametrize("model", [SLIDING_WINDOW, RECURRENT], ids=["sliding window", "recurrent"])
-def test_lanes_give_the_logits_of_solo_runs_whoever_joins_and_leaves(model: Any, script: list[tuple[str, Any]]) -> None:
-    assert run(Rows(model, Lanes(model)), script) < 1e-4
 
 
 def test_prompts_of_one_token_have_nothing_to_prefill() -> None:
@@ -142,27 +131,6 @@ def test_the_layout_takes_the_bytes_that_it_tells() -> None:
     assert kv.nbytes == (SHORT_STEP + 2 * COLUMN_STEP) * CELL_BYTES
 
 
-@pytest.mark.parametrize("model", [ATTENTION, SLIDING_WINDOW, RECURRENT], ids=["blocks", "sliding window", "recurrent"])
-def test_what_fits_is_told_before_it_is_there(model: Any) -> None:
-    """Rows of so many tokens take no more than they were let in for; without any bytes one alone still fits."""
-    kv = for_model(model, Room(rows=8, bytes=0))
-    assert kv.fits([])
-    assert kv.fits([10_000])
-    assert not kv.fits([1, 1])
-    rows = Rows(model, kv)
-    for prompt in ([1] * (COLUMN_STEP + 5), [2, 3]):
-        rows.join(prompt)
-    rows.step()
-    assert for_model(model, Room(rows=8, bytes=kv.nbytes)).fits([COLUMN_STEP + 5, 2])
-
-
-def test_states_that_do_not_grow_are_priced_as_such() -> None:
-    rows = Rows(RECURRENT, kv := for_model(RECURRENT))
-    rows.join([1, 2, 3])
-    rows.join([1, 2, 3])
-    assert for_model(RECURRENT, Room(rows=8, bytes=kv.nbytes)).fits([100_000, 100_000])
-
-
 def test_many_rows_find_room() -> None:
     rows = Rows(ATTENTION, Blocks(ATTENTION))
     for row in range(11):
@@ -181,9 +149,3 @@ def test_a_window_hides_what_lies_before_it() -> None:
     mask = _Places([5, 2]).mask(3)
     assert mask is not None
     assert mask[:, 0, 0].astype(mx.int32).tolist() == [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
-
-
-def test_plain_attention_gets_blocks_and_what_mlx_lm_can_merge_is_merged() -> None:
-    assert isinstance(for_model(ATTENTION), Blocks)
-    assert isinstance(for_model(SLIDING_WINDOW), Merged)
-    assert isinstance(for_model(RECURRENT), Merged)
