@@ -27,7 +27,7 @@ COMPILE := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.
   --no-annotate --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format format-check lint types buf breaking proto lock bench demo-train demo-scores demo-variants soak clean
+.PHONY: help run test check format format-check lint types buf breaking proto lock bench bench-peers demo-train demo-scores demo-variants soak clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "make %-14s %s\n", $$1, $$2}'
