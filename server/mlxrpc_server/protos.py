@@ -44,7 +44,7 @@ _LOAD_PHASES = {
 """The wait for room, and a worker's stages; whatever else there is comes before these and is starting."""
 
 
-class Answer:
+class UnaryResponse:
     """A unary response, gathered from the events of a stream."""
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ class InferenceService(InferenceServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:  # noqa: N802
         async with self._calls.admit(context, "Generate") as call:
             asked = await _asked(request, call)
-            answer = protos.Answer()
+            answer = protos.UnaryResponse()
             async with aclosing(self._service.generate(asked, call.deadline)) as events:
                 async for event in events:
                     _note(call, event)
