@@ -17,9 +17,15 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlxrpc_server.engine import wire
 from mlxrpc_server.logs import log_to_stderr
+
+if TYPE_CHECKING:
+    from mlxrpc_server.engine.batch import Batch
+    from mlxrpc_server.engine.load import Loaded
+    from mlxrpc_server.engine.room import Room
 
 log = logging.getLogger(__name__)
 
@@ -101,27 +107,23 @@ def _first(channel: Channel) -> wire.Load:
 
 
 def _serve(channel: Channel, load: wire.Load) -> None:
-    # Here and not at the top: these take two seconds, and the watchdog must stand before them.
+    # Here and below, not at the top: these take two seconds, and the watchdog must stand before them.
     channel.send(wire.Progress("imports"))
     import mlx.core as mx
 
-    from mlxrpc_server.engine import blas, device
-    from mlxrpc_server.engine.batch import Batch
+    from mlxrpc_server.engine import blas
     from mlxrpc_server.engine.constraint import Grammars
     from mlxrpc_server.engine.load import CannotLoad
     from mlxrpc_server.engine.load import load as load_model
     from mlxrpc_server.engine.loop import Loop
-    from mlxrpc_server.engine.room import PREFIX_SHARE, SHARE, Room
-    from mlxrpc_server.engine.warm import warm
 
     # First of all: it prepares the vocabulary in a thread, and holds the interpreter for a second where that is large.
     grammars = Grammars(load.spelling) if load.spelling else None
     blas_name = blas.install()
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    if on_cpu:
+    if _on_cpu():
         # Each compiled function costs seconds of g++ there, and saves nothing that can be measured.
         mx.disable_compile()
-    room = Room(rows=load.max_rows, bytes=load.kv_bytes or int(SHARE * device.memory_bytes()))
+    room = _room(load)
     try:
         loaded = load_model(
             Path(load.path),
@@ -133,23 +135,49 @@ def _serve(channel: Channel, load: wire.Load) -> None:
     except CannotLoad as error:
         channel.send(wire.Failed(str(error)))
         return
+    batch = _batch(load, loaded, room)
+    channel.send(_ready(loaded, blas_name))
+    Loop(channel, batch, loaded.vocabulary_size, clock=time.monotonic, grammars=grammars).run()
+
+
+def _on_cpu() -> bool:
+    import mlx.core as mx
+
+    return mx.default_device() == mx.Device(mx.cpu)
+
+
+def _room(load: wire.Load) -> Room:
+    from mlxrpc_server.engine import device
+    from mlxrpc_server.engine.room import SHARE, Room
+
+    return Room(rows=load.max_rows, bytes=load.kv_bytes or int(SHARE * device.memory_bytes()))
+
+
+def _batch(load: wire.Load, loaded: Loaded, room: Room) -> Batch:
+    """An empty one, behind which nothing is left to compile."""
+    from mlxrpc_server.engine.batch import Batch
+    from mlxrpc_server.engine.room import PREFIX_SHARE
+    from mlxrpc_server.engine.warm import warm
+
     limits = {"max_rows": load.max_rows, "prefill_tokens": load.prefill_tokens}
-    if not on_cpu:  # where nothing is compiled
+    if not _on_cpu():  # where nothing is compiled
         warm(loaded.model, loaded.kv, **limits)
     prefix_bytes = int(PREFIX_SHARE * room.bytes) if load.prefix_bytes is None else load.prefix_bytes
-    batch = Batch(loaded.model, loaded.kv, **limits, clock=time.perf_counter, prefix_bytes=prefix_bytes)
-    channel.send(
-        wire.Ready(
-            vocabulary_size=loaded.vocabulary_size,
-            batched=loaded.batched,
-            dtype=str(loaded.dtype).removeprefix("mlx.core."),
-            device=mx.default_device().type.name,
-            parameter_count=loaded.parameter_count,
-            memory_bytes=mx.get_active_memory(),
-            blas=blas_name,
-        )
+    return Batch(loaded.model, loaded.kv, **limits, clock=time.perf_counter, prefix_bytes=prefix_bytes)
+
+
+def _ready(loaded: Loaded, blas_name: str) -> wire.Ready:
+    import mlx.core as mx
+
+    return wire.Ready(
+        vocabulary_size=loaded.vocabulary_size,
+        batched=loaded.batched,
+        dtype=str(loaded.dtype).removeprefix("mlx.core."),
+        device=mx.default_device().type.name,
+        parameter_count=loaded.parameter_count,
+        memory_bytes=mx.get_active_memory(),
+        blas=blas_name,
     )
-    Loop(channel, batch, loaded.vocabulary_size, clock=time.monotonic, grammars=grammars).run()
 
 
 if __name__ == "__main__":
