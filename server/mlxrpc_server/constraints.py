@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import json
 import logging
 import re
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 MOST_REMEMBERED = 1024
 """Constraints whose verdict is kept: a service asks with the same few again and again."""
+
+AT_ONCE = 8
+"""Of these the texts are kept too, while many who came together wait with the same."""
 
 TRIAL_BYTES = 24
 """How far a grammar is tried: what is too complex for llguidance mostly shows within its first words."""
@@ -111,7 +115,7 @@ class Constraints:
 
     def __init__(self) -> None:
         self.broken = 0
-        self._faults: OrderedDict[Constraint, str] = OrderedDict()
+        self._faults: OrderedDict[bytes, str] = OrderedDict()
 
     @property
     def remembered(self) -> int:
@@ -135,13 +139,26 @@ class Constraints:
             log.error("an answer does not conform to its constraint", extra=facts)
 
     async def _fault(self, constraint: Constraint) -> str:
-        if constraint not in self._faults:
+        key = _digest(constraint)
+        if key not in self._faults:
             loop = asyncio.get_running_loop()
-            self._faults[constraint] = await loop.run_in_executor(_thread(), fault, constraint)
+            self._faults[key] = await loop.run_in_executor(_thread(), looked_at, constraint)
             if len(self._faults) > MOST_REMEMBERED:
                 self._faults.popitem(last=False)
-        self._faults.move_to_end(constraint)
-        return self._faults[constraint]
+        self._faults.move_to_end(key)
+        return self._faults[key]
+
+
+@functools.lru_cache(AT_ONCE)
+def looked_at(constraint: Constraint) -> str:
+    """In the thread: whoever waited there behind another with the same need not wait for a second look."""
+    return fault(constraint)
+
+
+def _digest(constraint: Constraint) -> bytes:
+    """Instead of the texts: together they could be a gigabyte."""
+    parts = (constraint.kind.value, constraint.text, *constraint.choices)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=32).digest()
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from typing import Any
@@ -183,6 +184,15 @@ async def test_so_many_verdicts_are_remembered_and_no_more() -> None:
     for number in range(constraints.MOST_REMEMBERED + 5):
         assert await judge.violations(Constraint(KINDS.CHOICES, choices=(str(number),))) == []
     assert judge.remembered == constraints.MOST_REMEMBERED
+
+
+async def test_what_many_ask_at_once_is_looked_at_once() -> None:
+    """Else the largest, of which each takes seconds, would hold up everybody else's for as many times."""
+    judge, before = Constraints(), constraints.looked_at.cache_info().misses
+    same = schema({"title": "asked by many at once", "type": "sting"})
+    verdicts = await asyncio.gather(*(judge.violations(same) for _ in range(20)))
+    assert [len(verdict) for verdict in verdicts] == [1] * 20
+    assert constraints.looked_at.cache_info().misses == before + 1
 
 
 CONFORMING = [
