@@ -132,6 +132,7 @@ def test_unset_differs_from_zero_where_numbers_are_chosen(message: Descriptor) -
     ("message", "field"),
     [
         (inference_pb2.Stop, "max_tokens"),
+        (inference_pb2.Stop, "max_reasoning_tokens"),
         (inference_pb2.Output, "logprobs"),
         (inference_pb2.Template, "enable_thinking"),
         (inference_pb2.StreamOptions, "min_delta_tokens"),

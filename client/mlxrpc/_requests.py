@@ -53,6 +53,7 @@ class GenerateOptions(PromptOptions, total=False):
 
     max_tokens: int | None
     min_tokens: int | None
+    max_reasoning_tokens: int | None  # then the reasoning is closed, and the answer follows
     stop: str | Sequence[str] | None  # texts that end the generation and are not part of it
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool | None
@@ -177,6 +178,7 @@ GENERATE = PROMPT | {
     "seed": Field("sampling.seed"),
     "max_tokens": Field("stop.max_tokens"),
     "min_tokens": Field("stop.min_tokens"),
+    "max_reasoning_tokens": Field("stop.max_reasoning_tokens"),
     "stop": Field("stop.sequences", _stop),
     "stop_token_ids": Field("stop.token_ids", list),
     "ignore_eos": Field("stop.ignore_eos"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mlxrpc_server import constraints
 from mlxrpc_server.engine import wire
-from mlxrpc_server.reasoning import thought_of
+from mlxrpc_server.reasoning import marks_in, thought_of
 from mlxrpc_server.section_stream import SectionStream
 from mlxrpc_server.sections import CallSections, Sections, Thought
 from mlxrpc_server.text import TextStream
@@ -53,6 +53,20 @@ def expected(request: Request, tokenizer: Tokenizer, prompt: Sequence[int]) -> w
     opening = tokenizer.encode(tokenizer.reasoning.start, special=False)
     may_think = isinstance(request.input, Conversation) and request.input.enable_thinking is not False
     return wire.Constraint(rules, after, opening[0]) if may_think and len(opening) == 1 else wire.Constraint(rules)
+
+
+def budgeted(request: Request, tokenizer: Tokenizer, prompt: Sequence[int]) -> wire.Budget | None:
+    """How long the engine lets the answer reason, where there is a limit and it can reason at all."""
+    tokens, markers = request.stop.max_reasoning_tokens, tokenizer.reasoning
+    if tokens is None or markers is None or (thought := _thought(request, tokenizer, prompt)) is Thought.OVER:
+        return None
+    return wire.Budget(
+        tokens=tokens,
+        closing=tokenizer.closing,
+        end=markers.end.encode(),
+        start=b"" if thought is Thought.OPEN else markers.start.encode(),
+        marks={token: mark.encode() for token, mark in marks_in(markers, tokenizer.vocabulary).items()},
+    )
 
 
 def bound(constraint: wire.Constraint, token_ids: Sequence[int]) -> Sequence[int]:

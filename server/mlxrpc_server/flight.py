@@ -29,6 +29,8 @@ class Orders:
     """Of how many of the likeliest tokens beside each drawn one; -1 for none at all."""
     min_tokens: int = 0
     constraint: wire.Constraint | None = None
+    budget: wire.Budget | None = None
+    """Of its reasoning."""
     cache: Cache = SHARED
 
 
@@ -89,6 +91,7 @@ class Flight:
             logprobs=self.orders.logprobs,
             min_tokens=self.orders.min_tokens,
             constraint=self.orders.constraint,
+            budget=self.orders.budget,
             tenant=self.orders.cache.tenant,
             bypass=self.orders.cache.bypass,
         )

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 
 from mlxrpc_server import tool_grammar, types
-from mlxrpc_server.answer import Answer, answer_to, expected
+from mlxrpc_server.answer import Answer, answer_to, budgeted, expected
 from mlxrpc_server.catalog import Catalog, Entry
 from mlxrpc_server.constraints import Constraints
 from mlxrpc_server.errors import (
@@ -25,6 +25,7 @@ from mlxrpc_server.errors import (
     ModelUnusable,
     PromptTooLong,
     Violation,
+    not_supported,
 )
 from mlxrpc_server.events import Event
 from mlxrpc_server.flight import Orders
@@ -119,6 +120,7 @@ class Service:
                 logprobs=-1 if request.logprobs is None else request.logprobs,
                 min_tokens=request.stop.min_tokens,
                 constraint=expected(request, tokenizer, prompt.token_ids),
+                budget=budgeted(request, tokenizer, prompt.token_ids),
                 cache=request.cache,
             ),
             at_limit=at_limit,
@@ -154,6 +156,8 @@ class Service:
         violations = await self.constraints.violations(request.constraint)
         violations += await tool_grammar.violations(request, tokenizer, self.constraints)
         violations += tokenizer.outside("stop.token_ids", request.stop.token_ids)
+        if request.stop.max_reasoning_tokens is not None and tokenizer.reasoning is None:
+            violations.append(not_supported("stop.max_reasoning_tokens"))
         violations += tokenizer.biases_outside("sampling.logit_bias", request.sampling.logit_bias or ())
         if request.resume is not None:
             # More than the context are refused for their number, behind the prompt's own checks.

@@ -26,6 +26,7 @@ FEATURES = (
     "output",
     "resume",
     "sampling",
+    "stop.max_reasoning_tokens",
     "stop.min_tokens",
     "stream_options",
     "template",
@@ -146,6 +147,7 @@ def _stop(given: pb.Stop, faults: Faults) -> types.Stop:
         token_ids=tuple(given.token_ids),
         ignore_eos=given.ignore_eos,
         min_tokens=given.min_tokens,
+        max_reasoning_tokens=given.max_reasoning_tokens if given.HasField("max_reasoning_tokens") else None,
     )
 
 

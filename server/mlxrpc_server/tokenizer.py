@@ -7,6 +7,8 @@ mlx-lm and transformers are imported by name where they are used: they take seco
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import importlib
 import json
 import threading
@@ -62,6 +64,19 @@ class Tokenizer:
         self.reasoning = reasoning.markers(wrapper)
         self.calls = tools.call_format(wrapper)
         self._begin = self._added_begin()
+
+    @functools.cached_property
+    def closing(self) -> list[int]:
+        """What ends a reasoning that is cut: its marker, and the line breaks that the template writes around one."""
+        end = self.reasoning.end if self.reasoning else ""
+        before, behind = reasoning.breaks(end, self._thoughtful())
+        return [token for part in (before, end, behind) if part for token in self.encode(part, special=False)]
+
+    def _thoughtful(self) -> str:
+        """A turn with a thought, as the template writes it; empty where it takes none."""
+        with contextlib.suppress(InvalidRequest):
+            return self.render(reasoning.EXAMPLE, 0.0)
+        return ""
 
     @property
     def vocabulary_size(self) -> int:

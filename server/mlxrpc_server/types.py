@@ -221,6 +221,7 @@ class Stop:
     token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    max_reasoning_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ NAMES = (
     "seed",
     "max_tokens",
     "min_tokens",
+    "max_reasoning_tokens",
     "stop",
     "ignore_eos",
 )
@@ -29,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     ends = parser.add_argument_group("end")
     ends.add_argument("-n", "--max-tokens", type=int, metavar="N")
     ends.add_argument("--min-tokens", type=int, metavar="N", help="until then, nothing ends it")
+    ends.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="then it must answer; 0: at once")
     ends.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     ends.add_argument("--ignore-eos", action="store_true", default=None, help="go on where the model would end")
     sampling = parser.add_argument_group("sampling (default: the model's own)")

@@ -560,6 +560,7 @@ class Stop(_message.Message):
     SEQUENCES_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    MAX_REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """At least 1: the most tokens to generate, those of Resume included; ends with FINISH_REASON_MAX_TOKENS. Prompt and max_tokens
     together over the context are INVALID_ARGUMENT, reason MAX_TOKENS_TOO_LARGE, with the numbers in message and metadata; a value
@@ -573,6 +574,16 @@ class Stop(_message.Message):
     ignore_eos: _builtins.bool
     """True: the model's end-of-sequence tokens do not end generation and may be drawn like any other; token_ids still end it.
     False and unset: they end it.
+    """
+    max_reasoning_tokens: _builtins.int
+    """The most tokens of reasoning, for models with the capability `thinking`; for others a value is INVALID_ARGUMENT, reason
+    FIELD_NOT_SUPPORTED. All tokens behind the opening marker count, those of Resume included, those of the prompt not. Where the
+    closing marker is not among the first so many, its tokens come next, with the line breaks that the model's template writes
+    around it, whatever bias, penalties, filters and min_tokens say; then the answer goes on, under its constraint where it has
+    one. Up to there the tokens are those of a request without this field; where the model closes its reasoning in time, all
+    are. Usage's reasoning_tokens can exceed this by the markers and the line breaks around them. A closing marker with one of
+    token_ids in it ends generation. May exceed max_tokens, which ends reasoning and answer all the same. Without effect where
+    an answer has no reasoning. 0: reasoning is closed as soon as it is open. Unset: no limit.
     """
     @_builtins.property
     def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -594,13 +605,19 @@ class Stop(_message.Message):
         sequences: _abc.Iterable[_builtins.str] | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         ignore_eos: _builtins.bool = ...,
+        max_reasoning_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_reasoning_tokens", b"_max_reasoning_tokens", "_max_tokens", b"_max_tokens", "max_reasoning_tokens", b"max_reasoning_tokens", "max_tokens", b"max_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "sequences", b"sequences", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_reasoning_tokens", b"_max_reasoning_tokens", "_max_tokens", b"_max_tokens", "ignore_eos", b"ignore_eos", "max_reasoning_tokens", b"max_reasoning_tokens", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "sequences", b"sequences", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_reasoning_tokens: _TypeAlias = _typing.Literal["max_reasoning_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_reasoning_tokens: _TypeAlias = _typing.Literal["_max_reasoning_tokens", b"_max_reasoning_tokens"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_reasoning_tokens) -> _WhichOneofReturnType__max_reasoning_tokens | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
 
 Global___Stop: _TypeAlias = Stop  # noqa: Y015

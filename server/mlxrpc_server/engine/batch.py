@@ -6,8 +6,8 @@ cancelled. All of them run in their order of arrival; where memory grows short, 
 
 Where the KV allows it, the device is one step ahead: a step is dispatched before the tokens of the one before it are
 read, so a row that meets a stop token has ridden in one step too many by then, and nobody hears of it. What a row with
-a constraint may say follows from its last token: beside one, the logits are dispatched, then the step before is read
-and the masks are made, and then the draw follows.
+a constraint may say follows from its last token, and so it is while one's budget of reasoning may be spent: beside one,
+the logits are dispatched, then the step before is read and the masks are made, and then the draw follows.
 
 Knows token ids and what the model, the KV and the sampler do with them; no text, no sockets.
 """
@@ -30,6 +30,7 @@ from mlxrpc_server.engine.pace import Pace
 from mlxrpc_server.engine.prefix import Kept, Prefixes
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.sampling import Draws
+from mlxrpc_server.engine.thinking import closed
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import LogProbs, RowId
 
@@ -393,7 +394,7 @@ class Batch:
         draws, logits = self._draws_of(rows, fed), self._kv.decode(fed)
         for row in rows:
             row.cached += 1
-        tokens = draws.draw(self._minimum.apply(self._allowed(rows, logits)), positions)
+        tokens = draws.draw(self._allowed(rows, logits), positions)
         logprobs = self._asked.of(logits, tokens)
         mx.async_eval(tokens, *(logprobs.arrays if logprobs else ()))  # type: ignore[no-untyped-call]
         still = [row if row.id in self._decoding else None for row in rows]
@@ -404,15 +405,15 @@ class Batch:
                 self._stop_decoding(row)
 
     def _allowed(self, rows: Sequence[Row], logits: mx.array) -> mx.array:
-        """The logits without what constraints forbid. Rows may leave here, and ride on in this step unheard."""
-        if not any(row.guide for row in rows):
-            return logits
+        """The logits without what may not come. Rows may leave here, and ride on in this step unheard."""
+        if not any(row.heeds for row in rows):
+            return self._minimum.apply(logits)
         mx.async_eval(logits)  # type: ignore[no-untyped-call]
         self._read(ahead=0)
         masks = Masks([Reader(row.guide if row.id in self._decoding else None, row.stop_ids) for row in rows])
         for place, reason in masks.ended.items():
             self._end(rows[place], reason)
-        return masks.apply(logits)
+        return closed(self._minimum.apply(masks.apply(logits)), [row.closing for row in rows])
 
     def _last_tokens(self, rows: Sequence[Row]) -> mx.array:
         """What each row feeds: what was drawn last, be it read or not."""

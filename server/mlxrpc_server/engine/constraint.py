@@ -44,6 +44,7 @@ class Grammars:
     """The grammars of one model's rows, compiled; those used last are kept."""
 
     def __init__(self, spelling: Sequence[bytes]) -> None:
+        self.spelling = spelling
         self.words = len(spelling)
         self._breaks = frozenset(token for token, said in enumerate(spelling) if said and not said.strip(b"\n"))
         self._thread = deep_thread("grammars")

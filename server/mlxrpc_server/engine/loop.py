@@ -17,6 +17,7 @@ from mlxrpc_server.engine import wire
 from mlxrpc_server.engine.batch import Batch, Outcome
 from mlxrpc_server.engine.constraint import Broken, Grammars, Guide
 from mlxrpc_server.engine.row import Row
+from mlxrpc_server.engine.thinking import Thinking
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId
 
@@ -81,7 +82,8 @@ class Loop:
     def _submit(self, submit: wire.Submit) -> None:
         """An id outside the logits would end the process on some backends: it is refused before it gets near."""
         biased = [token for token, _ in submit.sampling.logit_bias]
-        ids = (*submit.prompt, *submit.produced, *biased)
+        closing = submit.budget.closing if submit.budget else ()
+        ids = (*submit.prompt, *submit.produced, *biased, *closing)
         if not submit.prompt or min(ids) < 0 or max(ids) >= self._vocabulary_size:
             self._batch.refuse(submit.row)
             return
@@ -95,6 +97,7 @@ class Loop:
             stop_ids=frozenset(token for token in submit.stop_ids if token < self._vocabulary_size),
             logprobs=submit.logprobs,
             min_tokens=submit.min_tokens,
+            thinking=self._thinking(submit),
             tenant=submit.tenant,
             bypass=submit.bypass,
         )
@@ -104,6 +107,11 @@ class Loop:
             self._batch.refuse(row.id, Left.CONSTRAINT_BROKEN, "the model came without its tokens' spelling")
         else:
             self._compiling[row.id] = row, self._grammars.begin(submit.constraint, row.unstopped)
+
+    def _thinking(self, submit: wire.Submit) -> Thinking | None:
+        if submit.budget is None:
+            return None
+        return Thinking(submit.budget, self._grammars.spelling if self._grammars else (), submit.produced)
 
     def _take_compiled(self) -> None:
         """Into the batch; where they are all that there is, waits a little."""

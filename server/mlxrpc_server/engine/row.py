@@ -9,6 +9,7 @@ from typing import Any
 from mlxrpc_server.engine.constraint import Guide
 from mlxrpc_server.engine.penalties import History
 from mlxrpc_server.engine.prefix import Kept
+from mlxrpc_server.engine.thinking import Thinking
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
 
@@ -29,6 +30,8 @@ class Row:
     """How many it must have before a stop id can be drawn."""
     guide: Guide | None = None
     """What it may say, at the last token that was read; None for anything."""
+    thinking: Thinking | None = None
+    """How long it may still think, at the same token; None for as long as it likes."""
     tenant: str = ""
     """Whose kept beginnings it may share."""
     bypass: bool = False
@@ -88,6 +91,18 @@ class Row:
         return len(self.produced) + self.unread < self.min_tokens
 
     @property
+    def heeds(self) -> bool:
+        """Whether what it may draw next follows from the token before, which must be read for it."""
+        return self.guide is not None or (self.thinking is not None and self.thinking.due(self.unread))
+
+    @property
+    def closing(self) -> int | None:
+        """The token that ends its reasoning, where that is what it must draw next."""
+        token = self.thinking.closing if self.thinking is not None else None
+        is_bound = self.guide is not None and not self.guide.free and token not in self.guide.besides
+        return None if is_bound else token
+
+    @property
     def suspected(self) -> bool:
         """Whether too many steps raised while it ran for that to be others' fault."""
         return self.setbacks >= MOST_SETBACKS
@@ -110,6 +125,8 @@ class Row:
         self.produced.append(token)
         if self.guide is not None and token not in self.stop_ids:
             self.guide.follow(token)
+        if self.thinking is not None:
+            self.thinking.follow(token)
         return self.ended()
 
     def ended(self) -> Left | None:

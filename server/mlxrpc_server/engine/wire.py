@@ -57,6 +57,21 @@ class Constraint(msgspec.Struct, frozen=True, array_like=True):
     """A token that may come first, and makes the row free up to `after`; without it, it is bound. None: free at once."""
 
 
+class Budget(msgspec.Struct, frozen=True, array_like=True):
+    """How long a row may think."""
+
+    tokens: int
+    """Behind the opening marker; where the closing one is not among them, it comes next."""
+    closing: list[int]
+    """The closing marker, as tokens, with line breaks around it."""
+    end: bytes
+    """The closing marker, as text."""
+    start: bytes = b""
+    """The opening marker, which may come first. Empty: the prompt has opened the reasoning."""
+    marks: dict[int, bytes] = {}
+    """What those tokens say in markers that have no text elsewhere."""
+
+
 class Submit(Message, frozen=True):
     """Begin a row, or take it up again behind the tokens that it had already produced."""
 
@@ -76,6 +91,8 @@ class Submit(Message, frozen=True):
     bypass: bool = False
     """The row neither uses what is kept nor leaves anything."""
     constraint: Constraint | None = None
+    budget: Budget | None = None
+    """Of its reasoning."""
 
 
 class Cancel(Message, frozen=True):
