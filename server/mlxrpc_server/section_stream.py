@@ -8,15 +8,15 @@ Pure, with the rules of `text`, and these in addition:
 
 from __future__ import annotations
 
-import codecs
 import math
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mlxrpc_server.characters import Characters
 from mlxrpc_server.sections import Kind, Sections, Span
 from mlxrpc_server.stops import StopMatcher
-from mlxrpc_server.text import TextDelta, unfinished_characters
+from mlxrpc_server.text import TextDelta
 from mlxrpc_server.types import ToolCall
 from mlxrpc_server.vocabulary import Vocabulary
 
@@ -73,8 +73,7 @@ class SectionStream:
         """Tokens still to come in which no stop may begin."""
         self._early_end = 0
         """Where the first character lies that such a token has not begun."""
-        self._opened = False
-        self._unfinished = b""
+        self._characters = Characters(vocabulary)
         self._position = 0
         self._told = 0
         self._replayed = 0
@@ -104,7 +103,7 @@ class SectionStream:
         for held in self._all_held():
             held.replayed = True
         self.token_count += len(token_ids)
-        self._replayed = self._position + unfinished_characters(self._unfinished)
+        self._replayed = self._position + self._characters.unfinished
         self._release(self._limit())
 
     def push(self, token_ids: Sequence[int]) -> TextDelta:
@@ -128,7 +127,7 @@ class SectionStream:
 
     def _plain(self, token_ids: Sequence[int]) -> TextDelta | None:
         """The whole delta where nothing is held and no token can begin anything; that is nearly always so."""
-        if self._held or self._run or self._unfinished or self._early or not self._opened:
+        if self._held or self._run or self._early or not self._characters.whole:
             return None
         texts = []
         for token in token_ids:
@@ -156,8 +155,8 @@ class SectionStream:
 
     def _take(self, token: int) -> None:
         mark = self._vocabulary.marks.get(token, "")
-        characters = mark or self._decode(token)
-        unfinished = unfinished_characters(self._unfinished)
+        characters = mark or self._characters.of(token)
+        unfinished = self._characters.unfinished
         taken = _Token(token, self._position, characters, unfinished, is_mark=bool(mark))
         self._position = taken.end
         if self._early:
@@ -169,16 +168,6 @@ class SectionStream:
             self._run = []
         self._untold.append(taken)
         self._hear(self._sections.feed(characters))
-
-    def _decode(self, token: int) -> str:
-        piece = self._vocabulary.piece(token)
-        if not self._opened:
-            self._opened = bool(piece)
-            piece = self._vocabulary.opening(token)
-        waiting = self._unfinished + piece
-        text, used = codecs.utf_8_decode(waiting, "replace", False)
-        self._unfinished = waiting[used:]
-        return text
 
     def _hear(self, spans: Sequence[Span]) -> None:
         """Shares out among the tokens what has been told of their characters."""

@@ -14,12 +14,12 @@ The rules of a stream:
 
 from __future__ import annotations
 
-import codecs
 import math
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mlxrpc_server.characters import Characters
 from mlxrpc_server.stops import StopMatcher
 from mlxrpc_server.types import ToolCall
 from mlxrpc_server.vocabulary import Vocabulary
@@ -85,8 +85,7 @@ class TextStream:
         """Tokens still to come in which no stop may begin."""
         self._early_end = 0
         """The end of the last character that such a token has begun."""
-        self._opened = False
-        self._unfinished = b""
+        self._characters = Characters(vocabulary)
         self._held: deque[_Run] = deque()
         self._run = _Run(0)
         self._replayed = 0
@@ -103,7 +102,7 @@ class TextStream:
         self.token_count += len(token_ids)
         self._held.clear()
         self._run = _Run(self._run.end)
-        self._replayed = self._run.end + unfinished_characters(self._unfinished)
+        self._replayed = self._run.end + self._characters.unfinished
 
     def push(self, token_ids: Sequence[int]) -> TextDelta:
         """What may be sent now. After a match further ids are ignored."""
@@ -128,7 +127,7 @@ class TextStream:
 
         That is nearly always so, and costs a tenth of what _take does.
         """
-        if self._held or self._run.tokens or self._unfinished or self._early or not self._opened:
+        if self._held or self._run.tokens or self._early or not self._characters.whole:
             return None
         texts = []
         for token in token_ids:
@@ -139,25 +138,16 @@ class TextStream:
         return whole if self._stops.skip(whole) else None
 
     def _take(self, token: int) -> None:
-        text, begin = self._decode(token), self._run.end
-        self._run.add(token, text, unfinished_characters(self._unfinished))
+        text, begin = self._characters.of(token), self._run.end
+        unfinished = self._characters.unfinished
+        self._run.add(token, text, unfinished)
         if self._early:
             self._early -= 1
             self._early_end = self._run.begun[-1]
         self._stops.feed(text, max(0, min(len(text), self._early_end - begin)))
-        if not self._unfinished:
+        if not unfinished:
             self._held.append(self._run)
             self._run = _Run(self._run.end)
-
-    def _decode(self, token: int) -> str:
-        piece = self._vocabulary.piece(token)
-        if not self._opened:
-            self._opened = bool(piece)
-            piece = self._vocabulary.opening(token)
-        waiting = self._unfinished + piece
-        text, used = codecs.utf_8_decode(waiting, "replace", False)
-        self._unfinished = waiting[used:]
-        return text
 
     def _release(self, limit: float) -> TextDelta:
         tokens: list[int] = []
@@ -182,8 +172,3 @@ class TextStream:
     def _report(self, delta: TextDelta) -> TextDelta:
         self.token_count += len(delta.token_ids)
         return delta
-
-
-def unfinished_characters(unfinished: bytes) -> int:
-    """One, as a rule; but Python's decoder also waits on ED A0, half a surrogate, and then makes two of it."""
-    return len(unfinished.decode(errors="replace"))
