@@ -103,7 +103,10 @@ def _whole(least: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError("must be a whole number")
-        number = int(value)
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError("must be a whole number") from None
         if number < least:
             raise ValueError(f"must be at least {least}")
         if number > _MOST:
@@ -120,7 +123,10 @@ def _bits(value: Any) -> int:
 
 
 def _seconds(value: Any) -> float:
-    seconds = float(value)
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        raise ValueError("must be a number of seconds") from None
     if not 0 <= seconds <= 86_400:
         raise ValueError("must be between 0 and 86400 seconds")
     return seconds

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,18 @@ def test_a_mistake_in_a_variable_or_flag_is_named_by_its_spelling() -> None:
         config("--max-rows", "0")
     with pytest.raises(ConfigError, match="--model must be NAME=FOLDER"):
         config("--model", "m")
+
+
+@pytest.mark.parametrize(
+    ("variable", "sentence"),
+    [
+        ("MLXRPC_MAX_ROWS", "MLXRPC_MAX_ROWS must be a whole number (given: 'many')"),
+        ("MLXRPC_LAME_DUCK", "MLXRPC_LAME_DUCK must be a number of seconds (given: 'many')"),
+    ],
+)
+def test_a_word_in_a_numbers_place_is_told_what_belongs_there(variable: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        config(**{variable: "many"})
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
