@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 from mlxrpc_server.constraints import grammar
 from mlxrpc_server.engine import wire
 from mlxrpc_server.engine.batch import Batch
-from mlxrpc_server.engine.constraint import Grammars
+from mlxrpc_server.engine.constraint import Grammars, Guide
 from mlxrpc_server.engine.loop import STATS_EVERY, Loop
 from mlxrpc_server.types import Constraint, ConstraintKind, RowId
 from tests.engine import tiny
@@ -177,6 +178,24 @@ def test_a_row_whose_tokens_break_its_grammar_leaves_with_the_cause() -> None:
 def test_a_row_is_cancelled_while_its_grammar_waits() -> None:
     line = run_bound([bound(1, "ab"), wire.Cancel(RowId(1))], [], [], grammars=Grammars(LETTERS))
     assert ends(line) == [(1, wire.Left.CANCELLED)]
+
+
+class Busy(Grammars):
+    """Whose thread never comes to what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(LETTERS)
+        self.asked: list[Future[Guide]] = []
+
+    def begin(self, constraint: wire.Constraint, produced: Sequence[int]) -> Future[Guide]:
+        self.asked.append(Future())
+        return self.asked[-1]
+
+
+def test_nobody_waits_for_the_grammar_of_a_row_that_was_cancelled() -> None:
+    grammars = Busy()
+    run_bound([bound(1, "ab"), bound(2, "cd"), wire.Cancel(RowId(1))], [], grammars=grammars)
+    assert [guide.cancelled() for guide in grammars.asked] == [True, False]
 
 
 def test_where_tokens_have_no_spelling_bound_rows_are_refused_in_words() -> None:

@@ -68,7 +68,8 @@ class Loop:
                 case wire.Submit():
                     self._submit(message)
                 case wire.Cancel(row) if row in self._compiling:
-                    del self._compiling[row]
+                    _, guide = self._compiling.pop(row)
+                    guide.cancel()
                     self._batch.refuse(row, Left.CANCELLED)
                 case wire.Cancel(row):
                     self._batch.cancel(row)
