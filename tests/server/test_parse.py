@@ -87,6 +87,8 @@ OUT_OF_RANGE = [
     (f"{USER} tools {{ name: 'f' parameters: '[]' }}", "tools[0].parameters"),
     (f"{USER} tools {{ name: 'f' parameters: '{{' }}", "tools[0].parameters"),
     (f"{USER} tools {{ name: 'f' parameters: '{{\"a\": NaN}}' }}", "tools[0].parameters"),
+    (f"{USER} tools {{ name: 'f' parameters: '{{}}{' ' * 262_143}' }}", "tools[0].parameters"),
+    (f"{USER} " + " ".join(f"tools {{ name: 'f{n}' parameters: '{{}}{' ' * 209_714}' }}" for n in range(5)), "tools"),
     (f"{USER} tool_choice {{}}", "tool_choice"),
     (f"{USER} tool_choice {{ mode: MODE_UNSPECIFIED }}", "tool_choice.mode"),
     (f"{USER} tool_choice {{ mode: MODE_AUTO }}", "tool_choice.mode"),

@@ -679,6 +679,7 @@ class Tool(_message.Message):
     """The arguments' JSON schema, an object's schema as JSON text. Empty: a tool without arguments. Anything that is not a JSON
     object, or has a `type` other than object, is INVALID_ARGUMENT. A call that must be made has arguments that are valid under
     it; a schema that cannot be enforced is then INVALID_ARGUMENT. Where the model decides, it is told the schema, and no more.
+    At most 262,144 characters, and 1,048,576 in all tools of a request.
     """
     def __init__(
         self,
