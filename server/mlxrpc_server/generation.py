@@ -156,8 +156,7 @@ class Service:
         violations = await self.constraints.violations(request.constraint)
         violations += await tool_grammar.violations(request, tokenizer, self.constraints)
         violations += tokenizer.outside("stop.token_ids", request.stop.token_ids)
-        if request.stop.max_reasoning_tokens is not None and tokenizer.reasoning is None:
-            violations.append(not_supported("stop.max_reasoning_tokens"))
+        violations += await _budget_violations(request, tokenizer)
         violations += tokenizer.biases_outside("sampling.logit_bias", request.sampling.logit_bias or ())
         if request.resume is not None:
             # More than the context are refused for their number, behind the prompt's own checks.
@@ -206,6 +205,22 @@ def _check_resumed(resumed: Sequence[int], max_tokens: int) -> None:
     if len(resumed) > max_tokens:
         sentence = f"{len(resumed):,} tokens were received, and at most {max_tokens:,} could have been produced"
         raise InvalidRequest([Violation("resume.token_ids", sentence)])
+
+
+async def _budget_violations(request: Request, tokenizer: Tokenizer) -> list[Violation]:
+    path = "stop.max_reasoning_tokens"
+    if request.stop.max_reasoning_tokens is None:
+        return []
+    if tokenizer.reasoning is None:
+        return [not_supported(path)]
+    # In a thread: the first time, the template is rendered, and another thread may be encoding something long.
+    closing = await asyncio.to_thread(lambda: tokenizer.closing)
+    ending = next((token for token in closing if token in request.stop.token_ids), None)
+    if ending is None:
+        return []
+    return [
+        Violation(path, f"is reached with token {ending}, which is one of stop.token_ids: there would be no answer")
+    ]
 
 
 def _check_minimum(min_tokens: int, max_tokens: int) -> None:

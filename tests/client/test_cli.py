@@ -90,6 +90,13 @@ def test_generate_asks_for_log_probabilities_only_where_it_can_print_them(comman
     )
 
 
+def test_generate_bounds_the_reasoning_where_it_is_told_to(command: Mlxrpc, fake: FakeInference) -> None:
+    assert command("generate", "Hello", "--max-reasoning-tokens", "0").returncode == 0
+    assert command("generate", "Hello").returncode == 0
+    bounded, free = (request.stop for request in fake.requests)
+    assert (bounded.HasField("max_reasoning_tokens"), free.HasField("max_reasoning_tokens")) == (True, False)
+
+
 def test_generate_tells_of_its_speed_on_stderr(command: Mlxrpc) -> None:
     done = command("generate", "Hello there", "--stats")
     expected = "demo: 2 + 5 tokens, first after 0.25 s, 80.0 tokens/s, stop_token, seed 7\n"

@@ -265,7 +265,7 @@ def test_everything_that_is_said_arrives() -> None:
         sampling { temperature: 0 top_p: 0.5 top_k: 4294967295 min_p: 0.25 seed: 18446744073709551615
             repetition_penalty: 100 repetition_context_size: 4294967295 presence_penalty: -2 frequency_penalty: 2
             logit_bias { key: 9 value: -100 } logit_bias { key: 0 value: 0 } }
-        stop { max_tokens: 9 min_tokens: 9 sequences: ["a", "b"] token_ids: [3] ignore_eos: true }
+        stop { max_tokens: 9 min_tokens: 9 max_reasoning_tokens: 0 sequences: ["a", "b"] token_ids: [3] ignore_eos: true }
         output { token_ids: true logprobs: 20 }
         resume { token_ids: [4] seed: 18446744073709551615 fingerprint: "f" create_time { seconds: 5 nanos: 500000000 } }
         cache { tenant: "t" bypass: true }
@@ -287,7 +287,7 @@ def test_everything_that_is_said_arrives() -> None:
             logit_bias=((0, 0.0), (9, -100.0)),
         ),
         seed=2**64 - 1,
-        stop=types.Stop(max_tokens=9, sequences=("a", "b"), token_ids=(3,), ignore_eos=True, min_tokens=9),
+        stop=types.Stop(9, ("a", "b"), (3,), ignore_eos=True, min_tokens=9, max_reasoning_tokens=0),
         resume=types.Resume(token_ids=(4,), seed=2**64 - 1, fingerprint="f", create_time=5.5),
         prefill_progress=True,
         token_details=True,

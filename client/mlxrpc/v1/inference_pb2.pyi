@@ -581,8 +581,8 @@ class Stop(_message.Message):
     closing marker is not among the first so many, its tokens come next, with the line breaks that the model's template writes
     around it, whatever bias, penalties, filters and min_tokens say; then the answer goes on, under its constraint where it has
     one. Up to there the tokens are those of a request without this field; where the model closes its reasoning in time, all
-    are. Usage's reasoning_tokens can exceed this by the markers and the line breaks around them. A closing marker with one of
-    token_ids in it ends generation. May exceed max_tokens, which ends reasoning and answer all the same. Without effect where
+    are. Usage's reasoning_tokens can exceed this by the markers and the line breaks around them. INVALID_ARGUMENT where one of
+    those is among token_ids. May exceed max_tokens, which ends reasoning and answer all the same. Without effect where
     an answer has no reasoning. 0: reasoning is closed as soon as it is open. Unset: no limit.
     """
     @_builtins.property
