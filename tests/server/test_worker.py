@@ -86,11 +86,13 @@ async def steps(worker: Worker) -> AsyncIterator[wire.Step]:
             yield message
 
 
-async def until(said: AsyncIterator[wire.Step], left: int) -> AsyncIterator[wire.Step]:
-    """The steps up to the one in which that row leaves."""
+async def until(said: AsyncIterator[wire.Step], *left: int) -> AsyncIterator[wire.Step]:
+    """The steps up to the one in which the last of those rows leaves."""
+    waiting = set(left)
     async for step in said:
         yield step
-        if left in step.left:
+        waiting.difference_update(step.left)
+        if not waiting:
             return
     raise AssertionError("the worker ended")
 
@@ -120,7 +122,7 @@ async def test_a_worker_gives_every_row_its_solo_tokens(engine: Worker) -> None:
     drawn = Sampling(temperature=0.9, top_p=0.9, top_k=0, min_p=0.0, seed=2**64 - 1)
     engine.send(submit(1, [5, 6, 7], 8))
     engine.send(submit(2, [8], 6, drawn))
-    said = [step async for step in until(steps(engine), 1)]
+    said = [step async for step in until(steps(engine), 1, 2)]
     for number, prompt, length, sampling in ((1, [5, 6, 7], 8, GREEDY), (2, [8], 6, drawn)):
         expected = alone(judge().model, row(number, prompt, length, sampling))
         assert_same_tokens(prompt, sampling, expected, tokens_of(said, number))
