@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mlxrpc_server import constraints
 from mlxrpc_server.engine import wire
+from mlxrpc_server.errors import Violation
 from mlxrpc_server.reasoning import marks_in, thought_of
 from mlxrpc_server.section_stream import SectionStream
 from mlxrpc_server.sections import CallSections, Sections, Thought
@@ -53,6 +54,17 @@ def expected(request: Request, tokenizer: Tokenizer, prompt: Sequence[int]) -> w
     opening = tokenizer.encode(tokenizer.reasoning.start, special=False)
     may_think = isinstance(request.input, Conversation) and request.input.enable_thinking is not False
     return wire.Constraint(rules, after, opening[0]) if may_think and len(opening) == 1 else wire.Constraint(rules)
+
+
+def budget_violations(request: Request, tokenizer: Tokenizer) -> list[Violation]:
+    """Why there can be no limit to the reasoning, where there is to be one."""
+    path = "stop.max_reasoning_tokens"
+    if tokenizer.reasoning is None:
+        return [Violation(path, "the model does no reasoning that is told from its answers")]
+    ending = next((token for token in tokenizer.closing if token in request.stop.token_ids), None)
+    if ending is None:
+        return []
+    return [Violation(path, f"reasoning is closed with token {ending}, which is one of stop.token_ids")]
 
 
 def budgeted(request: Request, tokenizer: Tokenizer, prompt: Sequence[int]) -> wire.Budget | None:

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 
 from mlxrpc_server import tool_grammar, types
-from mlxrpc_server.answer import Answer, answer_to, budgeted, expected
+from mlxrpc_server.answer import Answer, answer_to, budget_violations, budgeted, expected
 from mlxrpc_server.catalog import Catalog, Entry
 from mlxrpc_server.constraints import Constraints
 from mlxrpc_server.errors import (
@@ -25,7 +25,6 @@ from mlxrpc_server.errors import (
     ModelUnusable,
     PromptTooLong,
     Violation,
-    not_supported,
 )
 from mlxrpc_server.events import Event
 from mlxrpc_server.flight import Orders
@@ -156,7 +155,9 @@ class Service:
         violations = await self.constraints.violations(request.constraint)
         violations += await tool_grammar.violations(request, tokenizer, self.constraints)
         violations += tokenizer.outside("stop.token_ids", request.stop.token_ids)
-        violations += await _budget_violations(request, tokenizer)
+        if request.stop.max_reasoning_tokens is not None:
+            # In a thread: it encodes, and another thread may be encoding something long.
+            violations += await asyncio.to_thread(budget_violations, request, tokenizer)
         violations += tokenizer.biases_outside("sampling.logit_bias", request.sampling.logit_bias or ())
         if request.resume is not None:
             # More than the context are refused for their number, behind the prompt's own checks.
@@ -205,22 +206,6 @@ def _check_resumed(resumed: Sequence[int], max_tokens: int) -> None:
     if len(resumed) > max_tokens:
         sentence = f"{len(resumed):,} tokens were received, and at most {max_tokens:,} could have been produced"
         raise InvalidRequest([Violation("resume.token_ids", sentence)])
-
-
-async def _budget_violations(request: Request, tokenizer: Tokenizer) -> list[Violation]:
-    path = "stop.max_reasoning_tokens"
-    if request.stop.max_reasoning_tokens is None:
-        return []
-    if tokenizer.reasoning is None:
-        return [not_supported(path)]
-    # In a thread: the first time, the template is rendered, and another thread may be encoding something long.
-    closing = await asyncio.to_thread(lambda: tokenizer.closing)
-    ending = next((token for token in closing if token in request.stop.token_ids), None)
-    if ending is None:
-        return []
-    return [
-        Violation(path, f"is reached with token {ending}, which is one of stop.token_ids: there would be no answer")
-    ]
 
 
 def _check_minimum(min_tokens: int, max_tokens: int) -> None:

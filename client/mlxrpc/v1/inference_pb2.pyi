@@ -576,14 +576,14 @@ class Stop(_message.Message):
     False and unset: they end it.
     """
     max_reasoning_tokens: _builtins.int
-    """The most tokens of reasoning, for models with the capability `thinking`; for others a value is INVALID_ARGUMENT, reason
-    FIELD_NOT_SUPPORTED. All tokens behind the opening marker count, those of Resume included, those of the prompt not. Where the
-    closing marker is not among the first so many, its tokens come next, with the line breaks that the model's template writes
-    around it, whatever bias, penalties, filters and min_tokens say; then the answer goes on, under its constraint where it has
-    one. Up to there the tokens are those of a request without this field; where the model closes its reasoning in time, all
-    are. Usage's reasoning_tokens can exceed this by the markers and the line breaks around them. INVALID_ARGUMENT where one of
-    those is among token_ids. May exceed max_tokens, which ends reasoning and answer all the same. Without effect where
-    an answer has no reasoning. 0: reasoning is closed as soon as it is open. Unset: no limit.
+    """The most tokens of reasoning, for models with the capability `thinking`; for others a value is INVALID_ARGUMENT. All tokens
+    behind the opening marker count, those of Resume included, those of the prompt not. Where the closing marker is not among
+    the first so many, its tokens come next, with the line breaks that the model's template writes around it, whatever bias,
+    penalties and filters say; then the answer goes on, under its constraint where it has one. Up to there the tokens are those
+    of a request without this field; where the model closes its reasoning in time, all are. Usage.reasoning_tokens can exceed
+    this by the markers and the line breaks around them. One of these among token_ids is INVALID_ARGUMENT. May exceed
+    max_tokens, which ends reasoning and answer all the same. Without effect where an answer has no reasoning. 0: reasoning is
+    closed as soon as it is open. Unset: no limit.
     """
     @_builtins.property
     def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
