@@ -77,9 +77,12 @@ def main() -> None:
         mx.disable_compile()  # as in a worker
     vocabulary = Tokenizer.from_file(str(choices.folder / "tokenizer.json"))
     asked = [each for each in exams(vocabulary) if any(choices.skill in mark.name for mark in each.marks)]
+    if not asked:
+        sys.exit(f"no skill has {choices.skill!r} in its name")
     taken: dict[Form, list[Marked]] = {}
     with TemporaryDirectory() as scratch:
         for form in forms(choices, Path(scratch)):
+            print(f"{form.name}: {form.items} items of each skill", file=sys.stderr, flush=True)
             begin = time.monotonic()
             taken[form] = sat(form, asked, vocabulary, choices.rows)
             print(f"{form.name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
@@ -93,7 +96,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, nargs="?", default=SHIPPED, help="the 8-bit model (the built-in one)")
     parser.add_argument("--bf16", type=Path, help="the folder of the same model in bf16")
     parser.add_argument("--items", type=int, default=20 if ON_CPU else 200, help="of each skill")
-    parser.add_argument("--as-they-are", type=int, help="items in 8 bits as they are, which is slow on a CPU")
+    few = "items in 8 bits as they are: minutes each on a CPU, where it is none by default"
+    parser.add_argument("--as-they-are", type=int, default=0 if ON_CPU else None, help=few)
     parser.add_argument("--rows", type=int, default=32 if ON_CPU else 128, help="generated at a time")
     parser.add_argument("--only", default="", help="a part of a column's name")
     parser.add_argument("--skill", default="", help="a part of a skill's name")
@@ -104,7 +108,7 @@ def arguments() -> argparse.Namespace:
 
 
 def forms(choices: argparse.Namespace, scratch: Path) -> Iterator[Form]:
-    few = choices.as_they_are if choices.as_they_are is not None else min(choices.items, 2 if ON_CPU else choices.items)
+    few = choices.items if choices.as_they_are is None else choices.as_they_are
     every = [Form("8 bits in float32", scratch, choices.items), Form("8 bits as they are", choices.folder, few, True)]
     if choices.bf16:
         name = "bf16 read as float32" if ON_CPU else "bf16"
