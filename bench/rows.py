@@ -47,8 +47,8 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", type=Path, default=demo.source())
-    parser.add_argument("--rows", type=int, default=256, help="the most")
-    parser.add_argument("--tokens", type=int, default=2048, help="the most that each of eight rows holds")
+    parser.add_argument("--rows", type=int, default=32, help="the most")
+    parser.add_argument("--tokens", type=int, default=512, help="the most that each of eight rows holds")
     return parser.parse_args()
 
 
@@ -69,10 +69,11 @@ def step(loaded: Any, lengths: list[int]) -> tuple[float, float]:
         prompt = [(7919 * number + 31 * place) % 256 for place in range(length)]
         sampling = Sampling(temperature=0.7, top_p=0.9, top_k=0, min_p=0.0, seed=number)
         batch.submit(Row(RowId(number), prompt, [], sampling, 100_000, frozenset()))
-    while len({row for row, _ in batch.step().tokens}) < len(lengths):
-        pass
+    held = sum(lengths)
+    while (told := len(batch.step().tokens)) < len(lengths):
+        held += told  # those that are there already go on
     times = [seconds(batch) for _ in range(STEPS)]
-    layout = batch.nbytes / (sum(lengths) * token_bytes(loaded.model))
+    layout = batch.nbytes / ((held + len(lengths) * (1 + STEPS)) * token_bytes(loaded.model))
     for number in range(len(lengths)):
         batch.cancel(RowId(number))
     while not batch.idle:
