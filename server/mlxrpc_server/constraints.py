@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, assert_never
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
+from llguidance import LLMatcher, LLTokenizer, regex_to_lark
 
 from mlxrpc_server.deep import deep_thread
 from mlxrpc_server.errors import InvalidRequest, Violation, shortened
+from mlxrpc_server.matchers import LIMITS, matcher_of, without_state
 from mlxrpc_server.types import Constraint, ConstraintKind, RequestId
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,6 @@ TRIAL_BYTES = 24
 """How far a grammar is tried: what is too complex for llguidance mostly shows within its first words."""
 
 SENTENCE = 400
-
-_LIMITS = LLParserLimits(verbose_errors=False)
 
 _TO_THE_MODEL = '\n%llguidance { "no_forcing": true }\n'
 """Where the text is given and the tokens are not, the model chooses them."""
@@ -260,7 +259,7 @@ def _between_slashes(expression: str) -> str:
 
 
 def _grammar_fault(rules: str) -> str:
-    is_error, sentences = LLMatcher.validate_grammar_with_warnings(rules, limits=_LIMITS)
+    is_error, sentences = LLMatcher.validate_grammar_with_warnings(rules, limits=LIMITS)
     if is_error:
         return _in_words(sentences[0])
     if any(sentence.startswith("no tokenizer") for sentence in sentences):
@@ -271,7 +270,7 @@ def _grammar_fault(rules: str) -> str:
 def _trial_fault(rules: str) -> str:
     """Goes some way into the grammar, byte by byte, for what only shows on the way."""
     tokenizer = _bytes()
-    matcher = LLMatcher(tokenizer, rules, log_level=0, limits=_LIMITS)
+    matcher = matcher_of(tokenizer, rules)
     for place in range(TRIAL_BYTES):
         mask = int.from_bytes(matcher.compute_bitmask(), "little")
         allowed = [byte for byte in range(256) if mask >> byte & 1]
@@ -291,7 +290,7 @@ def _bytes() -> LLTokenizer:
 
 def _in_words(error: str) -> str:
     """llguidance's own sentence; behind an expression that is wrong, the reason alone."""
-    sentence = error.split("\n<state>", maxsplit=1)[0].strip()
+    sentence = without_state(error)
     if sentence.startswith("NoExtension"):
         return "cannot progress: no text fulfils it"
     if "\nerror: " in sentence:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.numpy import fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
@@ -22,6 +22,7 @@ from mlxrpc_server.deep import deep_thread
 from mlxrpc_server.engine import wire
 from mlxrpc_server.engine.some import Some
 from mlxrpc_server.engine.wire import Left
+from mlxrpc_server.matchers import matcher_of, without_state
 
 MOST_COMPILED = 64
 """Grammars that are kept; one takes from some kilobytes to a few megabytes."""
@@ -31,9 +32,6 @@ MOST_BREAKS = 2
 
 END = b"<end>"
 """A token of llguidance's alone, behind those of the model: its bit says that the text may end here."""
-
-LIMITS = LLParserLimits(verbose_errors=False)
-"""llguidance's own, without a dump of the parser in every sentence."""
 
 
 class Broken(Exception):
@@ -74,7 +72,7 @@ class Grammars:
     def _matcher(self, grammar: str) -> LLMatcher:
         """At the grammar's beginning; its copies share what they find out about the vocabulary."""
         if grammar not in self._compiled:
-            matcher = LLMatcher(self._tokenizer.result(), grammar, log_level=0, limits=LIMITS)
+            matcher = matcher_of(self._tokenizer.result(), grammar)
             if matcher.is_error():
                 raise Broken(first_line(matcher.get_error()))
             self._compiled[grammar] = matcher
@@ -197,8 +195,7 @@ def _executor() -> LLExecutor:
 
 
 def first_line(error: str) -> str:
-    """The sentence without the parser's state behind it."""
-    return error.split("\n<state>", maxsplit=1)[0].strip().split("\n")[0]
+    return without_state(error).split("\n")[0]
 
 
 def _tokenizer(spelling: Sequence[bytes]) -> LLTokenizer:
