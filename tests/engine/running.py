@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlxrpc_server.engine.batch import Batch, Outcome
+from mlxrpc_server.engine.batch import Batch
 from mlxrpc_server.engine.kv import KV
+from mlxrpc_server.engine.outcome import Outcome
 from mlxrpc_server.engine.room import Room
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.wire import Left

@@ -1,33 +1,34 @@
 """The rows that are being generated, and the step that takes all of them one token further.
 
-Rows join and leave between steps: a waiting row is prefilled beside the ones that decode, in chunks or together with
-other short ones, joins them behind its last prompt token, and leaves at a stop token, at its limit, or when
-cancelled. All of them run in their order of arrival; where memory grows short, the youngest goes back to the queue.
+Rows join and leave between steps: a waiting row is admitted, its prompt is fed beside the rows that decode, it joins them
+behind its last prompt token, and leaves at a stop token, at its limit, or when cancelled.
 
 Where the KV allows it, the device is one step ahead: a step is dispatched before the tokens of the one before it are
 read, so a row that meets a stop token has ridden in one step too many by then, and nobody hears of it. What a row with
 a constraint may say follows from its last token, and so it is while one's budget of reasoning may be spent: beside one,
 the logits are dispatched, then the step before is read and the masks are made, and then the draw follows.
 
-Knows token ids and what the model, the KV and the sampler do with them; no text, no sockets.
+Knows token ids and what the KV and the sampler do with them; not who may run, nor how prompts are fed; no text, no sockets.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
 
-from mlxrpc_server.engine.caches import snapshot
+from mlxrpc_server.engine.admission import Admission
 from mlxrpc_server.engine.constraint import Masks, Reader
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.logprobs import Asked, Unread
 from mlxrpc_server.engine.minimum import Minimum
+from mlxrpc_server.engine.outcome import Outcome
 from mlxrpc_server.engine.pace import Pace
-from mlxrpc_server.engine.prefix import Kept, Prefixes
+from mlxrpc_server.engine.prefill import Prefill
+from mlxrpc_server.engine.reuse import Reuse
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.engine.thinking import closed
@@ -35,34 +36,6 @@ from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import LogProbs, RowId
 
 Clock = Callable[[], float]
-
-PADDING = 1.5
-"""Prompts are prefilled together while that feeds at most so many times their tokens."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one step did, for whoever tells the rows' owners."""
-
-    step: int
-    tokens: list[tuple[RowId, int]] = field(default_factory=list)
-    logprobs: list[LogProbs | None] = field(default_factory=list)
-    """One for each token, None where its row did not ask."""
-    left: list[tuple[RowId, Left]] = field(default_factory=list)
-    causes: list[tuple[RowId, str]] = field(default_factory=list)
-    """Why, in words, where there is more to say."""
-    prefilled: list[tuple[RowId, int]] = field(default_factory=list)
-    cached: list[tuple[RowId, int]] = field(default_factory=list)
-    """Rows that begin, and how many of their tokens need not be computed."""
-    preempted: list[RowId] = field(default_factory=list)
-    """Rows that went back to the queue, for want of memory."""
-    prefill_seconds: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def news(self) -> bool:
-        """Whether there is anything in it for a row's owner."""
-        return bool(self.tokens or self.left or self.prefilled)
 
 
 @dataclass(slots=True)
@@ -84,15 +57,12 @@ class Batch:
         self, model: Any, kv: KV, *, max_rows: int, prefill_tokens: int, clock: Clock, prefix_bytes: int = 0
     ) -> None:
         """`prefix_bytes`: the most that is kept of rows' beginnings, in the room that rows leave."""
-        self._model = model
         self._kv = kv
-        self._prefixes = Prefixes(prefix_bytes, whole=kv.whole, drop=kv.drop)
-        self._max_rows = max_rows
-        self._pace = Pace(prefill_tokens)
         self._clock = clock
-        self._waiting: deque[Row] = deque()
-        self._prefilling: list[Row] = []
-        self._decoding: dict[RowId, Row] = {}
+        self._pace = Pace(prefill_tokens)
+        self._reuse = Reuse(kv, prefix_bytes)
+        self._rows = Admission(self._reuse.fits, max_rows)
+        self._prefill = Prefill(model, kv, self._rows, self._reuse, self._pace, clock)
         self._unread: deque[Drawn] = deque()
         self._draws: Draws | None = None
         self._drawing: list[Row] = []
@@ -101,22 +71,21 @@ class Batch:
         self._cancelled: list[Row] = []
         self._read_at = 0.0
         self._outcome = Outcome(0)
-        self._arrivals = 0
         self.steps = 0
 
     @property
     def idle(self) -> bool:
-        return not (self._waiting or self._running or self._unread or self._cancelled or self._outcome.left)
+        return not (self._rows.waiting or self._rows.running or self._unread or self._cancelled or self._outcome.left)
 
     @property
     def rows(self) -> int:
         """Those that run: in prefill, or decoding."""
-        return len(self._prefilling) + len(self._decoding)
+        return len(self._rows.running)
 
     @property
     def waiting(self) -> int:
         """Rows that have not begun, or have to begin again."""
-        return len(self._waiting)
+        return len(self._rows.waiting)
 
     @property
     def nbytes(self) -> int:
@@ -126,18 +95,18 @@ class Batch:
     @property
     def prefix_bytes(self) -> int:
         """What is kept of rows' beginnings."""
-        return self._prefixes.nbytes
+        return self._reuse.nbytes
 
     def held(self, tenant: str, tokens: Sequence[int]) -> int:
         """How many of the first of these need not be computed for a row that begins now."""
-        return self._prefixes.find(tenant, tokens[:-1]).length
+        return self._reuse.held(tenant, tokens)
 
     def submit(self, row: Row) -> None:
-        row.arrival = self._arrivals = self._arrivals + 1
+        self._rows.arrive(row)
         if (ended := row.ended()) is not None:
             self._tell_end(row, ended)
         else:
-            self._waiting.append(row)
+            self._rows.waiting.append(row)
 
     def refuse(self, row: RowId, reason: Left = Left.REFUSED, cause: str = "") -> None:
         self._outcome.left.append((row, reason))
@@ -146,7 +115,7 @@ class Batch:
 
     def cancel(self, row: RowId) -> None:
         """Takes the row out at the next step, wherever it is; one that has left already is nobody's concern."""
-        self._cancelled += [one for one in (*self._running, *self._waiting) if one.id == row]
+        self._cancelled += [one for one in self._rows.everyone if one.id == row]
 
     def step(self) -> Outcome:
         """Where this raises, `rebuild` gives what it had done, and everything goes on from the tokens read."""
@@ -154,12 +123,11 @@ class Batch:
         self.steps += 1
         self._outcome.step = self.steps
         self._let_go()
-        self._isolate()
-        self._give_way()
-        self._admit()
-        fed = self._prefill()
+        self._make_room()
+        self._rows.admit()
+        fed = self._prefill.feed(self._outcome)
         self._decode(fed)
-        self._read(ahead=1 if self._kv.ahead and self._decoding else 0)
+        self._read(ahead=1 if self._kv.ahead and self._rows.decoding else 0)
         self._outcome.seconds = self._clock() - begun
         return self._told()
 
@@ -168,20 +136,17 @@ class Batch:
 
         Nothing is kept, and nothing half-advanced is used again. A row that is alone in this for the second time is at fault.
         """
-        ran = {row.id: row for row in (*self._running, *self._riding)}.values()
-        self._prefixes.clear()
+        ran = {row.id: row for row in (*self._rows.running, *self._riding)}.values()
+        self._reuse.clear()
         self._kv.clear()
         self._unread.clear()
         self._draws = None
-        self._prefilling.clear()
-        self._decoding.clear()
         for row in sorted(ran, key=lambda row: row.arrival, reverse=True):
-            row.rewind()
             row.setbacks += 1
+            self._rows.send_back(row)
             if len(ran) == 1 and row.suspected:
+                self._rows.remove(row)
                 self._outcome.left.append((row.id, Left.FAILED))
-            else:
-                self._waiting.appendleft(row)
         mx.clear_cache()
         return self._told()
 
@@ -190,205 +155,47 @@ class Batch:
         return outcome
 
     @property
-    def _running(self) -> list[Row]:
-        return [*self._decoding.values(), *self._prefilling]
-
-    @property
     def _riding(self) -> list[Row]:
         """Whose tokens are still to be read."""
         return [row for drawn in self._unread for row in drawn.rows if row is not None]
-
-    # Who runs
 
     def _let_go(self) -> None:
         """Not when they are cancelled: what is kept of them takes memory, and that may raise."""
         while self._cancelled:
             row = self._cancelled.pop()
-            if row in self._waiting or row in self._running:
+            if row in self._rows.everyone:
                 self._take_out(row)
                 self._outcome.left.append((row.id, Left.CANCELLED))
 
-    def _isolate(self) -> None:
-        """While rows are suspected, one that is not gives its place to them."""
-        if any(row.suspected for row in self._waiting):
-            for row in self._running:
-                if not row.suspected:
-                    self._send_back(row)
-
-    def _give_way(self) -> None:
-        """Before the rows outgrow their room, the youngest goes back: all that waits is younger, so it waits in front.
-
-        The oldest never goes back: there is always one that comes to its end.
-        """
-        while not self._fits([row.length for row in self._running]):
-            youngest = max(self._running, key=lambda row: row.arrival)
+    def _make_room(self) -> None:
+        for row in self._rows.unsuspected:
+            self._send_back(row)
+        while (youngest := self._rows.one_too_many()) is not None:
             self._send_back(youngest)
             self._outcome.preempted.append(youngest.id)
 
-    def _admit(self) -> None:
-        """In order, even where a later row would find room: else a long one would wait for ever."""
-        while self._waiting and self.rows < self._most_rows and self._fits_beside(self._next):
-            row = self._next
-            self._waiting.remove(row)
-            self._prefilling.append(row)
-
-    @property
-    def _next(self) -> Row:
-        return next((row for row in self._waiting if row.suspected), self._waiting[0])
-
-    @property
-    def _most_rows(self) -> int:
-        """A suspect runs alone: where a step raises again, it was the one."""
-        return 1 if any(row.suspected for row in (*self._waiting, *self._running)) else self._max_rows
-
-    def _fits_beside(self, row: Row) -> bool:
-        """With a token more for each: none is to come in and go at once."""
-        return self._fits([one.length + 1 for one in (*self._running, row)])
-
-    def _fits(self, lengths: Sequence[int]) -> bool:
-        """Where rows find room, it is theirs: what is kept goes as far as it stands in their way."""
-        if not self._kv.fits(lengths):
-            return False
-        while not self._kv.fits(lengths, self._prefixes.nbytes):
-            self._prefixes.give_back()
-        return True
-
     def _send_back(self, row: Row) -> None:
         self._take_out(row)
-        row.rewind()
-        self._waiting.appendleft(row)
+        self._rows.send_back(row)
 
     def _take_out(self, row: Row) -> None:
-        if row.id in self._decoding:
+        if row.id in self._rows.decoding:
             self._stop_decoding(row)
-        elif row in self._prefilling:
-            self._prefilling.remove(row)
-        elif row in self._waiting:
-            self._waiting.remove(row)
+        self._rows.remove(row)
         for drawn in self._unread:
             drawn.rows = [None if one is row else one for one in drawn.rows]
 
     def _stop_decoding(self, row: Row) -> None:
-        self._keep(row)
-        del self._decoding[row.id]
+        self._reuse.keep(row)
+        self._rows.remove(row)
         self._kv.leave(row.id)
         self._draws = None
 
-    # Prefill
-
-    def _prefill(self) -> int:
-        """Feeds prompts in their order of arrival, as many tokens as the step's budget allows; gives how many."""
-        if not self._prefilling:
-            return 0
-        begun = self._clock()
-        decoding = len(self._decoding)
-        budget = self._pace.budget(decoding=decoding, joining=len(self._prefilling))
-        fed = spent = 0
-        while self._prefilling and spent < budget:
-            tokens = self._prefill_group(list(self._group(budget - spent)), budget - spent)
-            fed += tokens
-            spent += max(1, tokens) + self._pace.overhead
-        if decoding and self._kv.ahead:
-            return fed
-        self._outcome.prefill_seconds = self._clock() - begun
-        self._pace.prefilled(fed, self._outcome.prefill_seconds)
-        return 0
-
-    def _group(self, budget: int) -> Iterator[Row]:
-        """The row whose turn it is, and those behind it that can be fed with it."""
-        first = self._prefilling[0]
-        self._recall(first)
-        yield first
-        if not self._kv.joint or first.cache or first.to_prefill > budget:
-            return
-        longest = tokens = first.to_prefill
-        for rows, row in enumerate(self._prefilling[1:], start=2):
-            self._recall(row)
-            longest, tokens = max(longest, row.to_prefill), tokens + row.to_prefill
-            if row.cache or row.cached != first.cached or rows * longest > min(budget, PADDING * tokens):
-                row.rewind()  # by its own turn, more may be kept, or less
-                return
-            yield row
-
-    def _recall(self, row: Row) -> None:
-        """A row that has not begun begins behind the longest of its beginnings that is kept."""
-        if row.cache or row.bypass:
-            return
-        prefix = self._prefixes.find(row.tenant, row.context(0, row.length - 1))
-        row.kept, row.cached = prefix.kept, prefix.length
-        row.halt = prefix.known if self._kv.whole and prefix.known > prefix.length else 0
-
-    def _prefill_group(self, group: Sequence[Row], budget: int) -> int:
-        """Gives the number of tokens fed: none for rows of one token, which are decoding's."""
-        cache = group[0].cache or self._begun(group)
-        chunks = [row.context(row.cached, row.cached + min(budget, row.next_halt)) for row in group]
-        longest = max(map(len, chunks))
-        if longest:
-            # Nothing that is padded is ever attended to: attention is causal, and the KV takes each row's own tokens.
-            padded = [[*chunk, *([0] * (longest - len(chunk)))] for chunk in chunks]
-            self._model(mx.array(padded), cache=cache)
-            self._evaluate([layer.state for layer in cache])
-        for row, chunk in zip(group, chunks, strict=True):
-            row.cached += len(chunk)
-            self._outcome.prefilled.append((row.id, row.cached))
-        if group[0].to_prefill:
-            group[0].cache = cache
-            self._keep_halfway(group[0])
-        else:
-            self._join(group, cache)
-        return len(group) * longest
-
-    def _begun(self, group: Sequence[Row]) -> list[Any]:
-        cache = self._kv.open([row.kept for row in group])
-        if group[0].cached:
-            # Before anything that is kept may be dropped.
-            self._evaluate([layer.state for layer in cache])
-        for row in group:
-            self._outcome.cached.append((row.id, row.cached))
-            row.kept = ()
-        return cache
-
-    def _evaluate(self, arrays: Any) -> None:
-        """Rows that decode are not kept waiting for a prefill by the host as well."""
-        if self._decoding and self._kv.ahead:
-            mx.async_eval(arrays)  # type: ignore[no-untyped-call]
-        else:
-            mx.eval(arrays)
-
-    def _join(self, group: Sequence[Row], cache: list[Any]) -> None:
-        self._kv.join([row.id for row in group], cache, [row.cached for row in group])
-        for row in group:
-            row.cache = []
-            self._prefilling.remove(row)
-            self._decoding[row.id] = row
-            self._keep(row)
-
-    def _keep(self, row: Row) -> None:
-        """Lets others begin where the row has come to, as far as its tokens are known. States cannot be cut back to that."""
-        if not row.bypass and not (self._kv.whole and row.known < row.cached):
-            self._evaluate_kept(
-                self._prefixes.keep(
-                    row.tenant, row.context(0, row.known), lambda start, end: self._kv.keep(row.id, start, end)
-                )
-            )
-
-    def _keep_halfway(self, row: Row) -> None:
-        """Where another row parted from it, a third may come by."""
-        if row.cached == row.halt:
-            state = snapshot(row.cache)
-            self._evaluate_kept(self._prefixes.keep(row.tenant, row.context(0, row.cached), lambda _start, _end: state))
-
-    def _evaluate_kept(self, kept: Sequence[Kept]) -> None:
-        if lazy := [array for one in kept for array in one.lazy]:
-            self._evaluate(lazy)
-
-    # Decoding
-
     def _decode(self, prefilled: int) -> None:
         """Dispatches a step over all rows, whose tokens are read later."""
-        if not self._decoding:
+        if not self._rows.decoding:
             return
-        rows = [self._decoding[row] for row in self._kv.arrange()]
+        rows = [self._rows.decoding[row] for row in self._kv.arrange()]
         fed = self._last_tokens(rows)
         positions = mx.array([row.length for row in rows], dtype=mx.uint32)
         draws, logits = self._draws_of(rows, fed), self._kv.decode(fed)
@@ -397,7 +204,7 @@ class Batch:
         tokens = draws.draw(self._allowed(rows, logits), positions)
         logprobs = self._asked.of(logits, tokens)
         mx.async_eval(tokens, *(logprobs.arrays if logprobs else ()))  # type: ignore[no-untyped-call]
-        still = [row if row.id in self._decoding else None for row in rows]
+        still = [row if row.id in self._rows.decoding else None for row in rows]
         self._unread.append(Drawn(still, tokens, logprobs, prefilled, self._clock()))
         for row in filter(None, still):
             row.unread += 1
@@ -410,7 +217,7 @@ class Batch:
             return self._minimum.apply(logits)
         mx.async_eval(logits)  # type: ignore[no-untyped-call]
         self._read(ahead=0)
-        masks = Masks([Reader(row.guide if row.id in self._decoding else None, row.stop_ids) for row in rows])
+        masks = Masks([Reader(row.guide if row.id in self._rows.decoding else None, row.stop_ids) for row in rows])
         for place, reason in masks.ended.items():
             self._end(rows[place], reason)
         return closed(self._minimum.apply(masks.apply(logits)), [row.closing for row in rows])

@@ -14,8 +14,9 @@ from typing import Protocol
 import mlx.core as mx
 
 from mlxrpc_server.engine import wire
-from mlxrpc_server.engine.batch import Batch, Outcome
+from mlxrpc_server.engine.batch import Batch
 from mlxrpc_server.engine.constraint import Broken, Grammars, Guide
+from mlxrpc_server.engine.outcome import Outcome
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.thinking import Thinking
 from mlxrpc_server.engine.wire import Left
