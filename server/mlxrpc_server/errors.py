@@ -2,7 +2,7 @@
 
     ServerError
     ├── InvalidRequest        violations: the fields at fault                 INVALID_ARGUMENT
-    │   ├── PromptTooLong     prompt_tokens, context_length
+    │   ├── PromptTooLong     prompt_tokens, context_length, perhaps prompt_characters
     │   └── MaxTokensTooLarge prompt_tokens, max_tokens, context_length
     ├── ModelNotFound         name, nearest                                   NOT_FOUND
     ├── ModelUnusable         known, but it cannot be loaded                  FAILED_PRECONDITION
@@ -58,17 +58,31 @@ class InvalidRequest(ServerError):
 
 
 class PromptTooLong(InvalidRequest):
-    def __init__(self, path: str, description: str, prompt_tokens: int, context_length: int) -> None:
+    """Where the characters are told, the tokens are not all counted: there are at least so many."""
+
+    def __init__(
+        self,
+        path: str,
+        description: str,
+        prompt_tokens: int,
+        context_length: int,
+        *,
+        prompt_characters: int | None = None,
+    ) -> None:
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
+        self.prompt_characters = prompt_characters
         super().__init__([Violation(path, description, "PROMPT_TOO_LONG")])
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        return {
+        known = {
             "prompt_tokens": str(self.prompt_tokens),
             "context_length": str(self.context_length),
         }
+        if self.prompt_characters is not None:
+            known["prompt_characters"] = str(self.prompt_characters)
+        return known
 
 
 class MaxTokensTooLarge(InvalidRequest):

@@ -143,10 +143,12 @@ class Service:
         model = self.models.status(entry).model
         return await model.held("", prompt.token_ids) if model is not None else 0
 
-    async def prompt(self, entry: Entry, given: types.Input, create_time: float) -> types.Prompt:
-        """The input as the model gets it: what Generate feeds and CountTokens counts."""
+    async def prompt(
+        self, entry: Entry, given: types.Input, create_time: float, context: int | None = None
+    ) -> types.Prompt:
+        """The input as the model gets it: what Generate feeds, if it can fit the context, and CountTokens counts."""
         given = _with_system_prompt(given, entry.config.system_prompt)
-        return await self.tokenizers.prompt(entry.tokenizer_path, given, create_time)
+        return await self.tokenizers.prompt(entry.tokenizer_path, given, create_time, context)
 
     async def _checked_prompt(
         self, request: Request, entry: Entry, tokenizer: Tokenizer, create_time: float
@@ -164,8 +166,10 @@ class Service:
             given = request.resume.token_ids[: entry.context_length]
             violations += tokenizer.outside("resume.token_ids", given)
         try:
-            prompt = await self.prompt(entry, request.input, create_time)
+            prompt = await self.prompt(entry, request.input, create_time, entry.context_length)
         except InvalidRequest as error:
+            if not violations:
+                raise
             raise InvalidRequest([*error.violations, *violations]) from error
         if violations:
             raise InvalidRequest(violations)

@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, assert_never
 
-from mlxrpc_server import reasoning, template, tools
-from mlxrpc_server.errors import InvalidRequest, Violation, shortened
+from mlxrpc_server import lengths, reasoning, template, tools
+from mlxrpc_server.errors import InvalidRequest, PromptTooLong, Violation, shortened
 from mlxrpc_server.turns import Turns
 from mlxrpc_server.types import Biases, Conversation, Input, Prompt, TextInput, TokenInput
 from mlxrpc_server.vocabulary import Vocabulary
@@ -96,8 +96,11 @@ class Tokenizer:
         """
         return template.render(partial(self._fill, conversation, create_time), conversation)
 
-    def prompt(self, given: Input, create_time: float) -> Prompt:
-        """Ids for the model, never none; whatever is wrong with the input is an InvalidRequest."""
+    def prompt(self, given: Input, create_time: float, context: int | None = None) -> Prompt:
+        """Ids for the model, never none; whatever is wrong with the input is an InvalidRequest.
+
+        Where a context is named, a text that is far too long for it is refused before all of it is encoded.
+        """
         match given:
             case TokenInput(token_ids):
                 if violations := self.outside("input.token_ids.ids", token_ids):
@@ -105,13 +108,25 @@ class Tokenizer:
                 return Prompt(_not_empty(token_ids, "input.token_ids.ids"), None)
             case TextInput(text):
                 _check_text(text, "input.text")
+                self._check_length(text, context)
                 return Prompt(_not_empty(self._encode_once(text), "input.text"), text)
             case Conversation():
                 self._check_tools(given)
                 text = self.render(given, create_time)
                 _check_text(text, template.CONVERSATION)
+                self._check_length(text, context)
                 return Prompt(_not_empty(self.encode(text, special=False), template.CONVERSATION), text)
         assert_never(given)
+
+    def _check_length(self, text: str, context: int | None) -> None:
+        if context is None or not lengths.is_suspicious(text, context):
+            return
+        least = lengths.least(text, context, lambda piece: len(self.encode(piece, special=False)))
+        if least >= context:
+            sentence = (
+                f"the prompt of {len(text):,} characters is at least {least:,} tokens; the model takes {context:,}"
+            )
+            raise PromptTooLong("input", sentence, least, context, prompt_characters=len(text))
 
     def _check_tools(self, conversation: Conversation) -> None:
         if conversation.tools and self.calls is None:
@@ -191,10 +206,10 @@ class Tokenizers:
         """Raises TokenizerError. A caller that gives up does not end the load that others wait for."""
         return await asyncio.shield(self._loaded(path))
 
-    async def prompt(self, path: Path, given: Input, create_time: float) -> Prompt:
+    async def prompt(self, path: Path, given: Input, create_time: float, context: int | None = None) -> Prompt:
         """Template and encoding in a thread, also for short inputs: the hop costs less than the encoding."""
         tokenizer = await self.get(path)
-        return await self._turns[path].take(partial(tokenizer.prompt, given, create_time), _length(given))
+        return await self._turns[path].take(partial(tokenizer.prompt, given, create_time, context), _length(given))
 
     def __len__(self) -> int:
         """Those that are ready."""

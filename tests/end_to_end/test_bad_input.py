@@ -13,7 +13,17 @@ from mlxrpc.v1 import inference_pb2 as pb
 from tests.end_to_end.asking import detail
 from tests.end_to_end.refusals import Refusal, refusal
 from tests.end_to_end.running import RunningServer
-from tests.end_to_end.streams import MODEL, TIMEOUT, VOCABULARY, generate, prompt, said, stream, streaming
+from tests.end_to_end.streams import (
+    MODEL,
+    TIMEOUT,
+    VOCABULARY,
+    counted,
+    generate,
+    prompt,
+    said,
+    stream,
+    streaming,
+)
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MAX_DETAILS = 4096
@@ -264,6 +274,31 @@ def test_a_prompt_that_does_not_fit_the_context_is_told_with_both_numbers(
     assert answer.fields == ["input"]
     assert str(prompt_tokens) in str(answer.error.details())
     assert "48" in str(answer.error.details())
+
+
+LONG = "Hello, world. " * 100_000
+
+
+@pytest.mark.parametrize("given", [LONG, pb.Conversation(messages=[said(LONG)])])
+def test_a_prompt_that_is_far_too_long_is_refused_before_all_of_it_is_encoded(
+    configured: RunningServer, given: str | pb.Conversation
+) -> None:
+    request = streaming(given, model="small")
+    answer = refused(configured, request)
+    assert (answer.code, answer.info.reason, answer.fields) == (INVALID, "PROMPT_TOO_LONG", ["input"])
+    whole = counted(configured, request)
+    assert answer.info.metadata["prompt_characters"] == str(len(whole.prompt))
+    assert answer.info.metadata["context_length"] == "48"
+    least = int(answer.info.metadata["prompt_tokens"])
+    assert 48 <= least < whole.token_count // 4
+    assert f"at least {least:,} tokens" in str(answer.error.details())
+
+
+def test_a_prompt_that_is_far_too_long_is_told_with_all_else_that_is_wrong(configured: RunningServer) -> None:
+    request = streaming(LONG, model="small")
+    request.stop.token_ids.append(VOCABULARY)
+    answer = refused(configured, request)
+    assert (answer.info.reason, answer.fields) == ("INVALID_REQUEST", ["input", "stop.token_ids[0]"])
 
 
 def test_more_tokens_than_the_prompt_leaves_room_for_are_told_with_all_numbers(configured: RunningServer) -> None:

@@ -66,12 +66,12 @@ class Slow(Tokenizer):
         self.gate = threading.Event()
         self.order: list[str] = []
 
-    def prompt(self, given: Input, create_time: float) -> Prompt:
+    def prompt(self, given: Input, create_time: float, context: int | None = None) -> Prompt:
         assert isinstance(given, TextInput)
         self.order.append(given.text)
         self.begun.set()
         assert self.gate.wait(PATIENCE)
-        return super().prompt(given, create_time)
+        return super().prompt(given, create_time, context)
 
 
 async def came(event: threading.Event) -> None:

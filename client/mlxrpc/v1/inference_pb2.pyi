@@ -26,7 +26,9 @@ Every error that the service raises carries a google.rpc.Status in the trailer g
 (domain "mlxrpc", reason in UPPER_SNAKE, metadata) and each other detail type at most once:
   INVALID_ARGUMENT    a field is wrong. BadRequest has every violated field's path, with a description and a reason; at most
                       16 and 4 KiB. ErrorInfo.reason is theirs where all share one, else INVALID_REQUEST. A prompt longer
-                      than the context: reason PROMPT_TOO_LONG, metadata prompt_tokens and context_length. A prompt that fits
+                      than the context: reason PROMPT_TOO_LONG, metadata prompt_tokens and context_length; one that is far
+                      too long is refused before all of it is counted: prompt_tokens is then the least that it can be, and
+                      there is prompt_characters, of the text or of the rendered template. A prompt that fits
                       and leaves less room than max_tokens asks for: MAX_TOKENS_TOO_LARGE, metadata max_tokens too.
   NOT_FOUND           the model is unknown. ResourceInfo; the nearest known names are in the message.
   FAILED_PRECONDITION the model is known and cannot be loaded, or Resume does not fit. PreconditionFailure.
