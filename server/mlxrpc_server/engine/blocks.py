@@ -18,6 +18,7 @@ from mlxrpc_server.engine.caches import after_one_token
 from mlxrpc_server.engine.kv import Beginnings
 from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import EMPTY, UNBOUNDED, Room, Shape, kind
+from mlxrpc_server.engine.sizes import EXACT
 from mlxrpc_server.types import RowId
 
 Arrays = Sequence[Sequence[mx.array]]
@@ -69,6 +70,7 @@ class Blocks:
     joint = True
     ahead = False
     whole = False
+    sizes = EXACT
 
     def __init__(self, model: Any, room: Room = UNBOUNDED, packing: Packing = AS_COMPUTED) -> None:
         attention.route(model)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlxrpc_server.engine.prefix import Kept
+from mlxrpc_server.engine.sizes import Sizes
 from mlxrpc_server.types import RowId
 
 Beginnings = Sequence[Sequence[Kept]]
@@ -30,6 +31,9 @@ class KV(Protocol):
     whole: bool
     """Whether what is kept of a row is good up to its own last token only: a state cannot be cut, a window has forgotten."""
 
+    sizes: Sizes
+    """In which prompts are prefilled."""
+
     @property
     def nbytes(self) -> int:
         """What the rows take as they are laid out now."""
@@ -47,7 +51,7 @@ class KV(Protocol):
         """It will not be asked for any more."""
 
     def join(self, rows: Sequence[RowId], cache: list[Any], lengths: Sequence[int]) -> None:
-        """Takes the rows of a prefilled cache: so many tokens of each are its own, what is behind them is padding."""
+        """Takes the first rows of a prefilled cache: so many tokens of each are its own, what is behind them is padding."""
 
     def leave(self, row: RowId) -> None: ...
 

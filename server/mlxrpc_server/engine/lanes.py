@@ -12,6 +12,7 @@ from mlxrpc_server.engine.caches import flat, opened, price, sample, snapshot
 from mlxrpc_server.engine.kv import Beginnings
 from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import UNBOUNDED, Room
+from mlxrpc_server.engine.sizes import EXACT
 from mlxrpc_server.types import RowId
 
 
@@ -19,6 +20,7 @@ class Lanes:
     joint = False
     ahead = False
     whole = True
+    sizes = EXACT
 
     def __init__(self, model: Any, room: Room = UNBOUNDED) -> None:
         self._model = model

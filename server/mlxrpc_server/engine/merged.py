@@ -19,6 +19,7 @@ from mlxrpc_server.engine.caches import flat, opened, price, snapshot
 from mlxrpc_server.engine.kv import Beginnings
 from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import Room
+from mlxrpc_server.engine.sizes import EXACT
 from mlxrpc_server.types import RowId
 
 
@@ -35,6 +36,7 @@ class Merged:
 
     joint = False
     whole = True
+    sizes = EXACT
 
     def __init__(self, model: Any, sample: Sequence[Any], room: Room) -> None:
         """The sample is a row's caches behind one token."""

@@ -20,6 +20,7 @@ from mlxrpc_server.engine.often import Often
 from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, rounded, slabs
 from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import UNBOUNDED, Room
+from mlxrpc_server.engine.sizes import Sizes
 from mlxrpc_server.types import RowId
 
 HEAD_SIZES = frozenset({64, 80, 96, 128, 256})
@@ -53,7 +54,7 @@ class Plan:
     lengths: mx.array
     """Tokens that each row holds now: a step on the device moves it on, not the host."""
     begun: list[int]
-    """What the rows held when the plan was made."""
+    """What the rows held when the plan was made; behind them may be some that are none, and have no pages."""
     work: mx.array
     """Tokens of a part; then row and part, for each part that may come to be."""
     width: int
@@ -78,6 +79,9 @@ class Store(Protocol):
 
     compiles: bool
     """Whether a step may be compiled: all that changes from step to step is in arrays then, and in the tickets."""
+
+    sizes: Sizes
+    """In which what it is made for runs best."""
 
     tickets: list[mx.array]
     """What the next step of each layer has to wait for."""
@@ -114,6 +118,7 @@ class Paged:
         self._form = form
         self._store = store
         self._slab = store.slab
+        self.sizes = store.sizes
         self._room = room
         self._pages = Pages()
         self._slabs = 0
@@ -185,7 +190,9 @@ class Paged:
         return self._order
 
     def decode(self, tokens: mx.array) -> mx.array:
-        plan, store = self.plan, self._store
+        plan, store, rows = self.plan, self._store, tokens.size
+        if nobody := len(plan.begun) - rows:
+            tokens = mx.concatenate([tokens, mx.zeros((nobody,), tokens.dtype)])
         arrays = tokens, plan.lengths, plan.table, plan.work, store.tickets
         if store.compiles:
             key = tokens.size, plan.parts, plan.width
@@ -193,7 +200,7 @@ class Paged:
         else:
             logits, plan.lengths, store.tickets = self._pass(*arrays)
         plan.age += 1
-        return cast("mx.array", logits)
+        return cast("mx.array", logits[:rows] if nobody else logits)
 
     def _pass(self, tokens: mx.array, lengths: mx.array, table: Any, work: mx.array, tickets: list[mx.array]) -> Any:
         """One step in the plan's form, all arrays of which come from outside."""
@@ -213,7 +220,7 @@ class Paged:
     def _settle(self) -> None:
         """Ends the plan: the rows have moved on by its steps."""
         if self._plan is not None:
-            self._lengths = dict(zip(self._order, self._plan.held, strict=True))
+            self._lengths = dict(zip(self._order, self._plan.held, strict=False))
             self._plan = None
 
     def _planned(self) -> Plan:
@@ -224,7 +231,8 @@ class Paged:
         begun = list(self._lengths.values())
         steps = min((len(self._pages.of(row)) * SIZE - length for row, length in self._lengths.items()), default=0)
         pages = [self._pages.of(row) for row in self._order]
-        return planned(self._store, pages, begun, steps, part_tokens(begun, self._form.kv_heads))
+        rows = self.sizes.decoding(len(pages)) if pages else 0
+        return planned(self._store, pages, begun, steps, part_tokens(begun, self._form.kv_heads), rows)
 
     def _hold(self) -> None:
         """Takes some slabs more than are needed where there is room, and gives back what is far too much."""
@@ -243,19 +251,22 @@ NO_PART = 1 << 30
 """Of any row: it has nothing to do."""
 
 
-def planned(store: Store, pages: Sequence[Sequence[int]], lengths: Sequence[int], steps: int, part: int) -> Plan:
-    """For rows of these lengths in these pages, cut into parts of so many tokens.
+def planned(
+    store: Store, pages: Sequence[Sequence[int]], lengths: Sequence[int], steps: int, part: int, rows: int = 0
+) -> Plan:
+    """For rows of these lengths in these pages, cut into parts of so many tokens; made up to so many with rows of nothing.
 
-    The table's width and the number of parts are rounded up, so that few forms of a step come to be.
+    The table's width and the number of parts are rounded up too, so that few forms of a step come to be.
     """
+    nobody = max(0, rows - len(lengths))
     parts = [(row, number) for row, length in enumerate(lengths) for number in range((length + steps) // part + 1)]
     split = len(parts) > len(lengths)
-    parts += [(0, NO_PART)] * (rounded(len(parts)) - len(parts) if split else 0)
+    parts += [(0, NO_PART)] * (rounded(len(parts)) - len(parts) if split else nobody)
     width = rounded(max(map(len, pages)))
     return Plan(
-        table=store.table(pages, width),
-        lengths=mx.array(list(lengths), dtype=mx.int32),
-        begun=list(lengths),
+        table=store.table([*pages, *[[]] * nobody], width),
+        lengths=mx.array([*lengths, *[0] * nobody], dtype=mx.int32),
+        begun=[*lengths, *[0] * nobody],
         work=mx.array([part, *(number for one in parts for number in one)], dtype=mx.int32),
         width=width,
         parts=len(parts),

@@ -62,20 +62,23 @@ class Prefill:
         for rows, row in enumerate(self._rows.prefilling[1:], start=2):
             self._reuse.recall(row)
             longest, tokens = max(longest, row.to_prefill), tokens + row.to_prefill
-            if row.cache or row.cached != first.cached or rows * longest > min(budget, PADDING * tokens):
+            too_much = rows * longest > PADDING * tokens or self._fed(rows, longest) > budget
+            if row.cache or row.cached != first.cached or too_much:
                 row.rewind()  # by its own turn, more may be kept, or less
                 return
             yield row
 
+    def _fed(self, rows: int, longest: int) -> int:
+        """Tokens that the model takes, padding among them."""
+        return self._kv.sizes.rows(rows) * self._kv.sizes.width(longest) if longest else 0
+
     def _feed_group(self, group: Sequence[Row], budget: int, outcome: Outcome) -> int:
         """Gives the number of tokens fed: none for rows of one token, which are decoding's."""
         cache = group[0].cache or self._begun(group, outcome)
-        chunks = [row.context(row.cached, row.cached + min(budget, row.next_halt)) for row in group]
-        longest = max(map(len, chunks))
-        if longest:
-            # Nothing that is padded is ever attended to: attention is causal, and the KV takes each row's own tokens.
-            padded = [[*chunk, *([0] * (longest - len(chunk)))] for chunk in chunks]
-            self._model(mx.array(padded), cache=cache)
+        chunks = [row.context(row.cached, row.cached + self._chunk(row, budget)) for row in group]
+        padded = self._padded(chunks, last=len(chunks[0]) == group[0].to_prefill)
+        if padded.size:
+            self._model(padded, cache=cache)
             evaluate([layer.state for layer in cache], wait=self._waits)
         for row, chunk in zip(group, chunks, strict=True):
             row.cached += len(chunk)
@@ -85,10 +88,23 @@ class Prefill:
             self._reuse.keep_halfway(group[0], wait=self._waits)
         else:
             self._join(group, cache)
-        return len(group) * longest
+        return padded.size
+
+    def _chunk(self, row: Row, budget: int) -> int:
+        if row.next_halt <= budget:
+            return row.next_halt
+        return self._kv.sizes.chunk(budget)
+
+    def _padded(self, chunks: Sequence[list[int]], *, last: bool) -> mx.array:
+        """Nothing that is padded is ever attended to: attention is causal, and the KV takes each row's own tokens."""
+        sizes, longest = self._kv.sizes, max(map(len, chunks))
+        width = sizes.width(longest) if last and longest else longest
+        padded = [[*chunk, *[0] * (width - len(chunk))] for chunk in chunks]
+        return mx.array(padded + [[0] * width] * (sizes.rows(len(chunks)) - len(chunks)))
 
     def _begun(self, group: Sequence[Row], outcome: Outcome) -> list[Any]:
-        cache = self._kv.open([row.kept for row in group])
+        kept = [row.kept for row in group]
+        cache = self._kv.open(kept + kept[:1] * (self._kv.sizes.rows(len(group)) - len(group)))
         if group[0].cached:
             # Before anything that is kept may be dropped.
             evaluate([layer.state for layer in cache], wait=self._waits)

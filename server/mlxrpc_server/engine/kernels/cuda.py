@@ -19,6 +19,7 @@ import mlx.core as mx
 from mlxrpc_server.engine.kernels import cuda_kernel
 from mlxrpc_server.engine.paged import Form, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
+from mlxrpc_server.engine.sizes import FEW
 
 WRITERS = 128
 """Threads that write one page."""
@@ -34,6 +35,7 @@ class CudaStore:
     """Slabs never move: a row's table has the addresses of its pages, and more slabs cost no copy."""
 
     compiles = True
+    sizes = FEW
 
     def __init__(self, form: Form, slab: int) -> None:
         self._form = form

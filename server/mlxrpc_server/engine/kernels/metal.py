@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlxrpc_server.engine.kernels import metal_kernel
 from mlxrpc_server.engine.paged import Form, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
+from mlxrpc_server.engine.sizes import EXACT
 
 WRITERS = 128
 """Threads that write one page."""
@@ -28,6 +29,7 @@ class MetalStore:
     """An array of keys and one of values to a layer. They are copied when there are more slabs, or fewer."""
 
     compiles = False
+    sizes = EXACT
 
     def __init__(self, form: Form, slab: int) -> None:
         self._form = form

@@ -8,12 +8,14 @@ import mlx.core as mx
 
 from mlxrpc_server.engine.paged import Form, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
+from mlxrpc_server.engine.sizes import EXACT
 
 Table = Sequence[Sequence[int]]
 
 
 class PlainStore:
     compiles = False
+    sizes = EXACT
 
     def __init__(self, form: Form, slab: int) -> None:
         self.slab = slab
@@ -49,6 +51,9 @@ class PlainStore:
         queries, keys, values = token
         attended = []
         for row, (pages, length) in enumerate(zip(plan.table, plan.held, strict=True)):
+            if not pages:
+                attended.append(mx.zeros_like(queries[row : row + 1]))
+                continue
             page, place = pages[length // SIZE], length % SIZE
             self._keys[layer][page, :, place] = keys[row, :, 0]
             self._values[layer][page, :, place] = values[row, :, 0]

@@ -1,0 +1,56 @@
+"""The sizes that arrays come in, where every new one is dear.
+
+On CUDA a prefill of a size that has not been there before takes some 60 ms longer than the next one like it, most of it
+cuDNN's planning of the attention, and a decoding step is traced anew for each number of rows. So prompts are padded there to
+one of few widths, rows to one of few numbers, and chunks are powers of two, so that the next one begins at few places.
+Elsewhere each comes as it is. Arithmetic alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+NARROWEST = 16
+
+
+def power_up(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def power_down(count: int) -> int:
+    return 1 << (count.bit_length() - 1)
+
+
+def half_power_up(count: int) -> int:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    power = power_up(count)
+    return power // 4 * 3 if count <= power // 4 * 3 else power
+
+
+def wide(tokens: int) -> int:
+    """A quarter more at most, where it is not narrow."""
+    step = max(NARROWEST, power_down(tokens) // 4)
+    return -(-tokens // step) * step
+
+
+def as_it_is(count: int) -> int:
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a number that is not 0 becomes."""
+
+    rows: Callable[[int], int]
+    """That are prefilled together."""
+    width: Callable[[int], int]
+    """Of a prompt's last chunk."""
+    chunk: Callable[[int], int]
+    """Of the chunks before it: never more."""
+    decoding: Callable[[int], int]
+    """Rows that decode together."""
+
+
+EXACT = Sizes(as_it_is, as_it_is, as_it_is, as_it_is)
+FEW = Sizes(power_up, wide, power_down, half_power_up)
