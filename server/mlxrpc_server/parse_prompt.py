@@ -57,6 +57,9 @@ def _conversation(request: Asking, faults: Faults) -> types.Conversation:
         faults.add(f"{path}.messages", "the prompt is empty: at least one message is needed")
     if given.continue_final_message:
         _check_continued(given.messages, f"{path}.continue_final_message", faults)
+    arguments = [call.arguments for message in given.messages for call in message.tool_calls]
+    parse_tools.check_together(arguments, "tool calls with arguments", f"{path}.messages", faults)
+    hides_tools = _hides_tools(request)
     return types.Conversation(
         messages=tuple(
             _message(message, f"{path}.messages[{place}]", faults) for place, message in enumerate(given.messages)
@@ -64,10 +67,18 @@ def _conversation(request: Asking, faults: Faults) -> types.Conversation:
         enable_thinking=template.enable_thinking if template.HasField("enable_thinking") else None,
         variables=_variables(template.variables, faults),
         tools=parse_tools.tools(request.tools, faults),
-        hides_tools=not isinstance(request, pb.CountTokensRequest)
-        and request.tool_choice.mode == pb.ToolChoice.MODE_NONE,
+        hides_tools=hides_tools,
         continues=given.continue_final_message,
+        json_length=len(template.variables) + (0 if hides_tools else _written(request.tools)),
     )
+
+
+def _hides_tools(request: Asking) -> bool:
+    return not isinstance(request, pb.CountTokensRequest) and request.tool_choice.mode == pb.ToolChoice.MODE_NONE
+
+
+def _written(tools: Sequence[pb.Tool]) -> int:
+    return sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in tools)
 
 
 def _check_continued(messages: Sequence[pb.Message], path: str, faults: Faults) -> None:

@@ -18,11 +18,12 @@ from mlxrpc_server.tools import repeated
 
 MAX_TOOLS = 128
 
-LONGEST_SCHEMA = 256 * 1024
-"""In characters, as for constraints: where a call must be made, it is followed by recursion."""
+LONGEST_JSON = 256 * 1024
+"""In characters: of a tool's schema, of a call's arguments, of a template's variables. As for constraints: where a call
+must be made, its schema is followed by recursion."""
 
-LONGEST_SCHEMAS = 1024 * 1024
-"""Of all tools together. Templates write them in Python, which holds up everybody else."""
+LONGEST_TOGETHER = 1024 * 1024
+"""Of all tools, and of all calls. Templates write them in Python, which holds up everybody else."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -30,34 +31,26 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 def tools(given: Sequence[pb.Tool], faults: Faults) -> tuple[types.Tool, ...]:
     if len(given) > MAX_TOOLS:
         faults.add("tools", f"has {len(given):,} tools; at most {MAX_TOOLS} are allowed")
-    _check_schemas(given, faults)
+    check_together([tool.parameters for tool in given], "parameters", "tools", faults)
     for place in repeated(tool.name for tool in given):
         faults.add(f"tools[{place}].name", f"{shortened(given[place].name)!r} is an earlier tool's name too")
     return tuple([_tool(tool, f"tools[{place}]", faults) for place, tool in enumerate(given)])
 
 
-def _check_schemas(given: Sequence[pb.Tool], faults: Faults) -> None:
-    length = sum(len(tool.parameters) for tool in given)
-    if length > LONGEST_SCHEMAS:
-        sentence = f"have parameters of {length:,} characters together; at most {LONGEST_SCHEMAS:,} are allowed"
-        faults.add("tools", sentence)
+def check_together(texts: Sequence[str], what: str, path: str, faults: Faults) -> None:
+    length = sum(map(len, texts))
+    if length > LONGEST_TOGETHER:
+        faults.add(path, f"have {what} of {length:,} characters together; at most {LONGEST_TOGETHER:,} are allowed")
 
 
 def _tool(given: pb.Tool, path: str, faults: Faults) -> types.Tool:
     if not _NAME.fullmatch(given.name):
         sentence = f"{shortened(given.name)!r} is not 1 to 64 characters out of a-z, A-Z, 0-9, _ and -"
         faults.add(f"{path}.name", sentence)
-    parameters = _parameters(given.parameters, f"{path}.parameters", faults) if given.parameters else {}
+    parameters = json_object(given.parameters, f"{path}.parameters", faults) if given.parameters else {}
     if "object" not in _listed(parameters.get("type", "object")):
         faults.add(f"{path}.parameters", "is not the schema of an object")
     return types.Tool(given.name, given.description, parameters)
-
-
-def _parameters(given: str, path: str, faults: Faults) -> dict[str, Any]:
-    if len(given) > LONGEST_SCHEMA:
-        faults.add(path, f"has {len(given):,} characters; at most {LONGEST_SCHEMA:,} are allowed")
-        return {}
-    return json_object(given, path, faults)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -107,6 +100,9 @@ def _call(given: pb.ToolCall, path: str, faults: Faults) -> types.ToolCall:
 
 
 def json_object(given: str, path: str, faults: Faults) -> dict[str, Any]:
+    if len(given) > LONGEST_JSON:
+        faults.add(path, f"has {len(given):,} characters; at most {LONGEST_JSON:,} are allowed")
+        return {}
     try:
         value = json.loads(given, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

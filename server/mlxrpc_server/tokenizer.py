@@ -22,7 +22,7 @@ from typing import Any, Self, assert_never
 from mlxrpc_server import lengths, reasoning, template, tools
 from mlxrpc_server.errors import InvalidRequest, PromptTooLong, Violation, shortened
 from mlxrpc_server.turns import Turns
-from mlxrpc_server.types import Biases, Conversation, Input, Prompt, TextInput, TokenInput
+from mlxrpc_server.types import Biases, Conversation, Input, Message, Prompt, TextInput, TokenInput
 from mlxrpc_server.vocabulary import Vocabulary
 
 _NAMED_IDS = 15
@@ -209,7 +209,7 @@ class Tokenizers:
     async def prompt(self, path: Path, given: Input, create_time: float, context: int | None = None) -> Prompt:
         """Template and encoding in a thread, also for short inputs: the hop costs less than the encoding."""
         tokenizer = await self.get(path)
-        return await self._turns[path].take(partial(tokenizer.prompt, given, create_time, context), _length(given))
+        return await self._turns[path].take(partial(tokenizer.prompt, given, create_time, context), length(given))
 
     def __len__(self) -> int:
         """Those that are ready."""
@@ -246,16 +246,21 @@ class Tokenizers:
             del self._loads[path]
 
 
-def _length(given: Input) -> int:
-    """About what a prompt costs: characters, or ids."""
+def length(given: Input) -> int:
+    """About what a prompt costs: characters of all that the template is given, or ids."""
     match given:
         case TokenInput(token_ids):
             return len(token_ids)
         case TextInput(text):
             return len(text)
         case Conversation(messages):
-            return sum(len(message.content) + len(message.reasoning or "") for message in messages)
+            return given.json_length + sum(map(_message_length, messages))
     assert_never(given)
+
+
+def _message_length(message: Message) -> int:
+    called = sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+    return len(message.content) + len(message.reasoning or "") + called
 
 
 def configured_eos_token_ids(path: Path) -> frozenset[int]:

@@ -184,6 +184,8 @@ class Conversation:
     """The template is given none of them."""
     continues: bool = False
     """The last message is the beginning of the answer."""
+    json_length: int = field(default=0, compare=False)
+    """Characters of the JSON that came for tools and variables: what has been read of it tells that no more."""
 
 
 Input = TextInput | TokenInput | Conversation

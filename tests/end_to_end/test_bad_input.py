@@ -133,12 +133,25 @@ def test_a_wrong_field_is_named(server: RunningServer, text: str, field: str) ->
     assert answer.violations[0].description in str(answer.error.details())
 
 
-@pytest.mark.parametrize("variables", ["{", "[]", "NaN", '{"a": NaN}', "[" * 9000, '{"messages": []}'])
+@pytest.mark.parametrize(
+    "variables", ["{", "[]", "NaN", '{"a": NaN}', "[" * 9000, '{"messages": []}', "{}" + " " * 262_143]
+)
 def test_template_variables_are_a_json_object_of_the_callers_own(server: RunningServer, variables: str) -> None:
     request = streaming(pb.Conversation(messages=[said("Hello")]))
     request.template.variables = variables
     answer = refused(server, request)
     assert (answer.code, answer.fields) == (INVALID, ["template.variables"])
+
+
+def test_the_arguments_of_all_calls_are_bounded(server: RunningServer) -> None:
+    called = pb.ToolCall(id="c", name="f", arguments='{"text": "' + "x" * 262_132 + '"}')
+    calls = [pb.Message(role=pb.ROLE_ASSISTANT, tool_calls=[called])] * 4
+    answer = refused(server, streaming(pb.Conversation(messages=[said("Hi"), *calls, *calls[:1]])))
+    assert (answer.code, answer.fields) == (INVALID, ["input.conversation.messages"])
+    assert "1,310,720" in str(answer.error.details())
+    calls[0].tool_calls[0].arguments += " "
+    answer = refused(server, streaming(pb.Conversation(messages=[said("Hi"), calls[0]])))
+    assert (answer.code, answer.fields) == (INVALID, ["input.conversation.messages[1].tool_calls[0].arguments"])
 
 
 # What a model's own files decide.

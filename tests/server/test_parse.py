@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import model_pb2
-from mlxrpc_server import faults, listing, parse, parse_prompt, types
+from mlxrpc_server import faults, listing, parse, parse_prompt, tokenizer, types
 from mlxrpc_server.errors import InvalidRequest, Violation
 from mlxrpc_server.types import RequestId
 from tests.arbitrary import arbitrary
@@ -70,6 +70,14 @@ OUT_OF_RANGE = [
     (call('id: "c" arguments: "{}"'), "input.conversation.messages[0].tool_calls[0].name"),
     (call('name: "f"'), "input.conversation.messages[0].tool_calls[0].arguments"),
     (call('name: "f" arguments: "[]"'), "input.conversation.messages[0].tool_calls[0].arguments"),
+    (
+        call(f'name: "f" arguments: "{{}}{" " * 262_143}"'),
+        "input.conversation.messages[0].tool_calls[0].arguments",
+    ),
+    (
+        call(" } tool_calls { ".join([f"name: 'f' arguments: '{{}}{' ' * 209_714}'"] * 5)),
+        "input.conversation.messages",
+    ),
     (continued(""), CONTINUED),
     (continued('messages { role: ROLE_USER parts { text: "a" } }'), CONTINUED),
     (continued('messages { role: ROLE_ASSISTANT parts { text: "" } }'), CONTINUED),
@@ -89,6 +97,7 @@ OUT_OF_RANGE = [
     (f"{USER} tools {{ name: 'f' parameters: '{{\"a\": NaN}}' }}", "tools[0].parameters"),
     (f"{USER} tools {{ name: 'f' parameters: '{{}}{' ' * 262_143}' }}", "tools[0].parameters"),
     (f"{USER} " + " ".join(f"tools {{ name: 'f{n}' parameters: '{{}}{' ' * 209_714}' }}" for n in range(5)), "tools"),
+    (f"{USER} template {{ variables: '{{}}{' ' * 262_143}' }}", "template.variables"),
     (f"{USER} tool_choice {{}}", "tool_choice"),
     (f"{USER} tool_choice {{ mode: MODE_UNSPECIFIED }}", "tool_choice.mode"),
     (f"{USER} tool_choice {{ mode: MODE_AUTO }}", "tool_choice.mode"),
@@ -324,6 +333,25 @@ def test_a_conversation_arrives_with_what_its_template_is_given() -> None:
         enable_thinking=False,
         variables={"day": [1, None]},
     )
+
+
+@pytest.mark.parametrize(
+    "given, written",
+    [
+        ("", 0),
+        ("tools { name: 'f' description: 'F.' parameters: '{}' } tools { name: 'g' }", 6),
+        ("template { variables: '{\"a\": 1}' }", 8),
+        ("tools { name: 'f' parameters: '{}' } tool_choice { mode: MODE_NONE } template { variables: '{}' }", 2),
+    ],
+)
+def test_the_length_of_a_conversation_has_all_that_its_template_is_given(given: str, written: int) -> None:
+    bare = tokenizer.length(generation(USER).input)
+    assert tokenizer.length(generation(f"{USER} {given}").input) == bare + written
+
+
+def test_the_length_of_a_conversation_has_its_calls_and_reasoning() -> None:
+    said = 'role: ROLE_ASSISTANT reasoning: "hm" tool_calls { name: "f" arguments: "{}" } parts { text: "abc" }'
+    assert tokenizer.length(generation(message(said)).input) == 8
 
 
 @pytest.mark.parametrize("name", parse_prompt.SERVER_VARIABLES)

@@ -67,8 +67,7 @@ class Slow(Tokenizer):
         self.order: list[str] = []
 
     def prompt(self, given: Input, create_time: float, context: int | None = None) -> Prompt:
-        assert isinstance(given, TextInput)
-        self.order.append(given.text)
+        self.order.append(given.text if isinstance(given, TextInput) else "conversation")
         self.begun.set()
         assert self.gate.wait(PATIENCE)
         return super().prompt(given, create_time, context)
@@ -178,6 +177,19 @@ async def test_one_model_at_a_time_and_in_order_but_others_meanwhile(folder: Pat
     slow.gate.set()
     await asyncio.gather(first, *later)
     assert slow.order == ["1", "2", "3"]
+
+
+async def test_a_conversation_with_long_tools_lets_short_prompts_by(folder: Path) -> None:
+    slow = Slow.load(folder)
+    found: dict[Path, Tokenizer] = {Path("slow"): slow}
+    tokenizers = Tokenizers(load=found.__getitem__)
+    long = Conversation((Message("user", "hi"),), json_length=10**6)
+    asked: list[Input] = [TextInput("1"), long, TextInput("2")]
+    prompts = [asyncio.create_task(tokenizers.prompt(Path("slow"), given, 0.0)) for given in asked]
+    await came(slow.begun)
+    slow.gate.set()
+    await asyncio.gather(*prompts)
+    assert slow.order == ["1", "2", "conversation"]
 
 
 async def test_callers_that_give_up_park_no_threads(folder: Path, tokenizer: Tokenizer) -> None:

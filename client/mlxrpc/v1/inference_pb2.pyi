@@ -771,7 +771,9 @@ class ToolCall(_message.Message):
     name: _builtins.str
     """The tool's name."""
     arguments: _builtins.str
-    """The arguments as JSON text, an object. In a request, anything else is INVALID_ARGUMENT."""
+    """The arguments as JSON text, an object. In a request, anything else is INVALID_ARGUMENT; there at most 262,144 characters,
+    and 1,048,576 in all calls of a conversation.
+    """
     def __init__(
         self,
         *,
@@ -887,10 +889,11 @@ class Template(_message.Message):
     enable_thinking: _builtins.bool
     """Handed to the template as `enable_thinking`. Unset: not handed over, the template's own default holds."""
     variables: _builtins.str
-    """More variables for the template: a JSON object as text. Empty: none. The names that server and tokenizer set themselves are
-    INVALID_ARGUMENT: messages, tools, add_generation_prompt, continue_final_message, enable_thinking, strftime_now,
-    raise_exception, bos_token, eos_token, unk_token, pad_token, sep_token, cls_token, mask_token, additional_special_tokens,
-    conversation, chat_template, tokenize, return_dict, return_tensors, tokenizer_kwargs.
+    """More variables for the template: a JSON object as text, at most 262,144 characters. Empty: none. The names that server and
+    tokenizer set themselves are INVALID_ARGUMENT: messages, tools, add_generation_prompt, continue_final_message,
+    enable_thinking, strftime_now, raise_exception, bos_token, eos_token, unk_token, pad_token, sep_token, cls_token,
+    mask_token, additional_special_tokens, conversation, chat_template, tokenize, return_dict, return_tensors,
+    tokenizer_kwargs.
     """
     def __init__(
         self,
