@@ -201,11 +201,12 @@ class Batch:
         draws, logits = self._draws_of(rows, fed), self._kv.decode(fed)
         for row in rows:
             row.cached += 1
-        tokens = draws.draw(self._allowed(rows, logits), positions)
+        allowed, begun = self._allowed(rows, logits), self._clock()
+        tokens = draws.draw(allowed, positions)  # on a CPU it waits for the logits
         logprobs = self._asked.of(logits, tokens)
         mx.async_eval(tokens, *(logprobs.arrays if logprobs else ()))  # type: ignore[no-untyped-call]
         still = [row if row.id in self._rows.decoding else None for row in rows]
-        self._unread.append(Drawn(still, tokens, logprobs, prefilled, self._clock()))
+        self._unread.append(Drawn(still, tokens, logprobs, prefilled, begun))
         for row in filter(None, still):
             row.unread += 1
             if row.spent:

@@ -7,11 +7,13 @@ noise below must never change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
 
+from mlxrpc_server.engine import candidates
 from mlxrpc_server.engine.filters import Filters
 from mlxrpc_server.engine.kernels import draw as fused
 from mlxrpc_server.engine.penalties import History, Penalties
@@ -38,7 +40,7 @@ class Draws:
         self._penalties = Penalties(rows, histories, unread)
         self._rows = rows
         fusible = [_fusible(row) for row in rows]
-        self._fused = fused.columns(_greedy_but(rows, fusible), _COLDEST) if any(fusible) else None
+        self._fused = _fused(_greedy_but(rows, fusible)) if any(fusible) else None
         self._rest = _Sampled(rows, [row.temperature > 0 and not one for row, one in zip(rows, fusible, strict=True)])
 
     def draw(self, logits: mx.array, positions: mx.array) -> mx.array:
@@ -60,17 +62,23 @@ class Draws:
     def _drawn(self, logits: mx.array, positions: mx.array) -> mx.array:
         if self._rest.all:
             return mx.argmax(self._rest.scores(logits, positions), axis=-1)
-        columns = self._fused
-        tokens = mx.argmax(logits, axis=-1) if columns is None else fused.draw(logits, positions, columns)
+        tokens = self._fused(logits, positions) if self._fused else mx.argmax(logits, axis=-1)
         if self._rest:
             tokens = self._rest.put(tokens, mx.argmax(self._rest.scores(logits, positions), axis=-1))
         return tokens
 
 
 def _fusible(row: Sampling) -> bool:
-    """Whether one launch on this device does all of the row's draw."""
+    """Whether there is a quicker way on this device to all of the row's draw."""
     known = row.xtc_probability == 0 and row.min_tokens_to_keep == 1
-    return row.temperature > 0 and known and fused.suits(mx.float32)
+    return row.temperature > 0 and known and (fused.suits(mx.float32) or candidates.suits())
+
+
+def _fused(rows: Sequence[Sampling]) -> Callable[[mx.array, mx.array], mx.array]:
+    """That way: from logits and positions to tokens."""
+    if candidates.suits():
+        return candidates.Rows(rows, _COLDEST).draw
+    return functools.partial(fused.draw, columns=fused.columns(rows, _COLDEST))
 
 
 def _greedy_but(rows: Sequence[Sampling], chosen: Sequence[bool]) -> list[Sampling]:
