@@ -100,22 +100,25 @@ class Service:
         create_time = request.resume.create_time if request.resume else time.time()
         prompt = await self._checked_prompt(request, entry, tokenizer, create_time)
         max_tokens, at_limit = _limit(request, entry, len(prompt.token_ids))
-        resumed = request.resume.token_ids if request.resume else ()
-        _check_resumed(resumed, max_tokens)
+        given = request.resume.token_ids if request.resume else ()
+        _check_resumed(given, max_tokens)
         _check_minimum(request.stop.min_tokens, max_tokens)
         eos = frozenset() if request.stop.ignore_eos else tokenizer.eos_token_ids
+        stop_ids = eos | frozenset(request.stop.token_ids)
+        resumed = _up_to_stop(given, stop_ids)
         return Plan(
             entry=entry,
             tokenizer=tokenizer,
             prompt=prompt.token_ids,
             resumed=resumed,
+            given=len(given),
             fingerprint=fingerprint,
             create_time=create_time,
             orders=Orders(
                 prompt=prompt.token_ids,
                 sampling=request.sampling.over(entry.defaults).resolve(_seed(request), tokenizer.eos_token_ids),
                 max_tokens=max_tokens,
-                stop_ids=eos | frozenset(request.stop.token_ids),
+                stop_ids=stop_ids,
                 logprobs=-1 if request.logprobs is None else request.logprobs,
                 min_tokens=request.stop.min_tokens,
                 constraint=expected(request, tokenizer, prompt.token_ids),
@@ -210,6 +213,12 @@ def _check_resumed(resumed: Sequence[int], max_tokens: int) -> None:
     if len(resumed) > max_tokens:
         sentence = f"{len(resumed):,} tokens were received, and at most {max_tokens:,} could have been produced"
         raise InvalidRequest([Violation("resume.token_ids", sentence)])
+
+
+def _up_to_stop(token_ids: Sequence[int], stop_ids: frozenset[int]) -> Sequence[int]:
+    """With the first stop token, where there is one: nothing can have followed it."""
+    end = next((place for place, token in enumerate(token_ids, 1) if token in stop_ids), len(token_ids))
+    return token_ids[:end]
 
 
 def _check_minimum(min_tokens: int, max_tokens: int) -> None:

@@ -32,12 +32,14 @@ class Plan:
     tokenizer: Tokenizer
     prompt: Sequence[int]
     resumed: Sequence[int]
-    """The tokens that a broken stream had received."""
+    """The tokens that a broken stream had received, up to the one that ended it, if one did."""
     fingerprint: str
     create_time: float
     orders: Orders
     at_limit: FinishReason
     """What reaching the token limit means: the caller's own limit, or the model's context."""
+    given: int = 0
+    """How many tokens came as received: all count, also those behind that end, of which nothing else is made."""
 
     def with_text(self, tokens: Sequence[int]) -> Sequence[int]:
         """The tokens without the stop token at their end: whatever it spells, it has no text."""
@@ -144,7 +146,7 @@ class Run:
             matched=matched,
             usage=Usage(
                 prompt_tokens=len(self._plan.prompt),
-                completion_tokens=self._text.token_count + stop_tokens,
+                completion_tokens=max(self._plan.given, self._text.token_count + stop_tokens),
                 reasoning_tokens=self._text.reasoning_tokens,
                 cached_prompt_tokens=min(self._flight.cached or 0, len(self._plan.prompt)),
             ),

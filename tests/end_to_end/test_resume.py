@@ -174,6 +174,55 @@ def test_a_complete_stop_sequence_in_the_given_ids_is_the_end(server: RunningSer
     assert rest.end.usage.completion_tokens == 9
 
 
+def new_ones(tokens: list[pb.Token]) -> list[int]:
+    """The places of tokens that did not come before."""
+    ids = [token.id for token in tokens]
+    return [place for place in range(4, LENGTH - 4) if ids[place] not in ids[:place]]
+
+
+def ended_at_once(server: RunningServer, request: pb.StreamGenerateRequest, whole: Received) -> pb.Finished:
+    """What is answered to all of the ids, though they had been ended before the last."""
+    rest = stream(server, resuming(request, whole.started, whole.token_ids))
+    assert not rest.deltas
+    assert rest.end.usage.completion_tokens == len(whole.token_ids)
+    return rest.end
+
+
+def test_a_stop_token_anywhere_in_the_given_ids_is_the_end(server: RunningServer, configured: RunningServer) -> None:
+    request = seeded(server)
+    request.stop.max_tokens = LENGTH + 8
+    whole = stream(server, streaming("안녕 Hello 😀", seed=4, max_tokens=LENGTH))
+    first, *_, last = new_ones(whole.tokens)
+    request.stop.token_ids.extend([whole.token_ids[last], whole.token_ids[first]])
+    end = ended_at_once(configured, request, whole)
+    assert end.finish_reason == pb.FINISH_REASON_STOP_TOKEN
+    assert end.matched_stop.token_id == whole.token_ids[first]
+
+
+def test_a_stop_sequence_anywhere_in_the_given_ids_is_the_end(server: RunningServer, configured: RunningServer) -> None:
+    request = seeded(server)
+    request.stop.max_tokens = LENGTH + 8
+    whole = stream(server, streaming("안녕 Hello 😀", seed=4, max_tokens=LENGTH))
+    request.stop.sequences.append(whole.text[4:10])
+    end = ended_at_once(configured, request, whole)
+    assert end.finish_reason == pb.FINISH_REASON_STOP_SEQUENCE
+    assert end.matched_stop.sequence == whole.text[4:10]
+
+
+@pytest.mark.parametrize("sequence_first", [False, True])
+def test_of_two_ends_in_the_given_ids_the_first_holds(
+    server: RunningServer, configured: RunningServer, sequence_first: bool
+) -> None:
+    request = seeded(server)
+    request.stop.max_tokens = LENGTH + 8
+    whole = stream(server, streaming("안녕 Hello 😀", seed=4, max_tokens=LENGTH))
+    stop = new_ones(whole.tokens)[-1 if sequence_first else 0]
+    request.stop.token_ids.append(whole.token_ids[stop])
+    request.stop.sequences.append(whole.text[1:7] if sequence_first else whole.text[-6:])
+    end = ended_at_once(configured, request, whole)
+    assert end.matched_stop.WhichOneof("kind") == ("sequence" if sequence_first else "token_id")
+
+
 def test_progress_counts_the_given_ids(server: RunningServer) -> None:
     request = streaming([token % 1000 for token in range(40)], max_tokens=12)
     whole = stream(server, request)

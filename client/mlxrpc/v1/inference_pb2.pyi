@@ -919,9 +919,10 @@ class Resume(_message.Message):
 
     Only new text, reasoning, tool calls and ids are sent; all complete text of the given ids counts as already received. Where
     they end inside a character, its text comes with the token that completes it. Stop.max_tokens, Usage and the penalties count
-    the given ids. Ids that have already ended the generation (by max_tokens, a stop token or a stop sequence) give `started` and
-    `finished` at once. A stop sequence that begins in their text and is completed by new tokens ends the generation too; what
-    was received stands, and nothing more is sent.
+    the given ids. Ids that have already ended the generation (by max_tokens, a stop token or a stop sequence, the first that
+    does, wherever it stands among them) give `started` and `finished` at once, with the reason of that end. A stop sequence that
+    begins in their text and is completed by new tokens ends the generation too; what was received stands, and nothing more is
+    sent.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
