@@ -48,9 +48,14 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         facts = {**self._always, **_extras(record)}
-        words = "".join(f" {name}={value}" for name, value in facts.items())
-        line = f"{_iso(record.created)} {record.levelname.lower():7} {record.getMessage()}{words}"
+        words = "".join(f" {name}={_one_line(value)}" for name, value in facts.items())
+        line = f"{_iso(record.created)} {record.levelname.lower():7} {_one_line(record.getMessage())}{words}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _one_line(value: object) -> str:
+    """Causes come from other libraries, some of them in paragraphs."""
+    return " ".join(str(value).split())
 
 
 def _extras(record: logging.LogRecord) -> dict[str, Any]:

@@ -114,6 +114,11 @@ def test_models_is_an_aligned_table(command: Mlxrpc) -> None:
     assert [(model["name"], model["state"]) for model in found] == [("demo", "MODEL_STATE_LOADED")]
 
 
+def test_a_reason_of_several_lines_is_one_in_the_table() -> None:
+    lines = list(models.table([("NAME", "ABOUT"), ("a", "it broke:\n\n  line 3\r\n\tis not JSON"), ("bc", "fine")]))
+    assert lines == ["NAME  ABOUT", "a     it broke: line 3 is not JSON", "bc    fine"]
+
+
 def test_count_prints_a_number(command: Mlxrpc) -> None:
     assert command("count", "one two three").stdout == "3\n"
     response = json.loads(command("count", "--raw", "--json", stdin="one two").stdout)

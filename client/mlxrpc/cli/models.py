@@ -46,7 +46,8 @@ def row(model: Model) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns as wide as their widest cell, numbers to the right; the first row is the headings."""
+    """Columns as wide as their widest cell, numbers to the right; the first row is the headings. One line for each."""
+    rows = [[" ".join(cell.split()) for cell in cells] for cells in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         padded = (
