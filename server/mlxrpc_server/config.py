@@ -185,7 +185,7 @@ SETTINGS = (
     Setting("longest_wait", 60.0, _seconds, "longest wait for a model, without a nearer deadline", "SECONDS"),
     Setting("max_in_flight", 256, _whole(1), "requests per model at a time, waiting ones included", "N"),
     Setting("max_rows", 64, _whole(1), "requests that one model decodes together", "N"),
-    Setting("prefill_tokens", 2048, _whole(16), "most prompt tokens that one step computes", "N"),
+    Setting("prefill_tokens", 8192, _whole(16), "most prompt tokens that one step computes", "N"),
     Setting(
         "prefix_bytes",
         None,

@@ -15,7 +15,6 @@ from mlxrpc_server.engine.pages import (
     fit,
     needed,
     part_tokens,
-    rounded,
 )
 from mlxrpc_server.engine.room import Room
 from mlxrpc_server.types import RowId
@@ -76,9 +75,3 @@ def test_parts_are_whole_steps_and_a_row_has_not_too_many(lengths: list[int], kv
     assert tokens % SHORTEST_PART == 0
     assert tokens <= LONGEST_PART or max(lengths) / tokens >= 16
     assert max(lengths) / tokens <= 33
-
-
-@given(st.integers(1, 100_000))
-def test_counts_are_rounded_up_to_few_numbers(count: int) -> None:
-    assert count <= rounded(count) <= max(count + 3, count * 5 / 4)
-    assert len({rounded(one) for one in range(count, 2 * count)}) <= 12

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from mlxrpc_server.engine.kernels.plain import PlainStore
 from mlxrpc_server.engine.paged import Form, Paged
+from mlxrpc_server.engine.prefill import LONGEST
 from mlxrpc_server.engine.sizes import EXACT, FEW
 from tests.engine import tiny
-from tests.engine.running import Run, alone, row
+from tests.engine.running import HandClock, Run, alone, row
 
 counts = st.integers(1, 20_000)
 
@@ -106,12 +107,20 @@ def test_rows_that_decode_come_in_few_numbers_and_give_what_they_give_alone() ->
 
 def test_rows_behind_a_kept_beginning_are_padded_too() -> None:
     _, run = recorded(prefix_bytes=1 << 20)
-    shared = [place % 50 for place in range(130)]
+    shared = [place % 50 for place in range(330)]
     run.batch.submit(row(0, [*shared, 1]))
     run.to_end()
     for number in range(1, 4):
         run.batch.submit(row(number, [*shared, number, 7]))
     run.to_end()
     for number in range(1, 4):
-        assert run.cached(number) == [128]
+        assert run.cached(number) == [FEW.beginning]
         assert run.tokens(number) == alone(MODEL, row(number, [*shared, number, 7]))
+
+
+def test_no_chunk_is_so_long_that_its_attention_would_take_all_memory() -> None:
+    model = Recorded(MODEL)
+    run = Run(model, prefill_tokens=8192, clock=HandClock(1e-6))
+    run.batch.submit(row(1, [place % 50 for place in range(9000)]))
+    run.to_end()
+    assert max(width for _, width in model.sizes) == LONGEST

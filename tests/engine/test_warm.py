@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxrpc_server.engine.warm import row_counts, warm
+from mlxrpc_server.engine.sizes import EXACT, FEW
+from mlxrpc_server.engine.warm import prefills, row_counts, warm
 from tests.engine import tiny
 from tests.engine.rows import for_model
 from tests.engine.running import Run, alone, row
@@ -12,17 +13,26 @@ from tests.engine.running import Run, alone, row
 
 @pytest.mark.parametrize(("most", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
 def test_every_power_of_two_and_the_most_are_tried(most: int, counts: list[int]) -> None:
-    assert list(row_counts(most)) == counts
+    assert row_counts(EXACT, most) == counts
+
+
+def test_where_rows_decode_in_few_numbers_all_of_them_are_tried() -> None:
+    assert row_counts(FEW, 16) == [1, 2, 3, 4, 6, 8, 12, 16]
+
+
+def test_prompts_are_tried_in_the_sizes_that_serving_gives_them() -> None:
+    tried = [(rows, width) for rows, [width, *more] in prefills(8) if not more]
+    assert {(FEW.rows(rows), FEW.width(tokens)) for rows in range(1, 9) for tokens in range(1, 257)} <= set(tried)
+    assert {(1, FEW.width(tokens)) for tokens in range(1, 2049)} <= set(tried)
 
 
 @pytest.mark.parametrize("build", [tiny.attention, tiny.sliding_window, tiny.recurrent])
 def test_nothing_is_left_behind(build: object) -> None:
     model = build()  # type: ignore[operator]
     kv = for_model(model)
-    warm(model, kv, max_rows=3, prefill_tokens=256)
-    assert kv.nbytes == 0
+    run = Run(model, kv=kv, prefix_bytes=1 << 20)
+    warm(run.batch, model, kv, max_rows=3)
+    assert kv.nbytes == run.batch.prefix_bytes == 0
     assert list(kv.arrange()) == []
-    one = row(1, [3, 4, 5])
-    run = Run(model)
-    run.batch.submit(one)
+    run.batch.submit(row(1, [3, 4, 5]))
     assert run.to_end().tokens(1) == alone(model, row(1, [3, 4, 5]))

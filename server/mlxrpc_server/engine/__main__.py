@@ -111,7 +111,7 @@ def _serve(channel: Channel, load: wire.Load) -> None:
     channel.send(wire.Progress("imports"))
     import mlx.core as mx
 
-    from mlxrpc_server.engine import blas
+    from mlxrpc_server.engine import blas, device
     from mlxrpc_server.engine.constraint import Grammars
     from mlxrpc_server.engine.load import CannotLoad
     from mlxrpc_server.engine.load import load as load_model
@@ -119,6 +119,7 @@ def _serve(channel: Channel, load: wire.Load) -> None:
 
     # First of all: it prepares the vocabulary in a thread, and holds the interpreter for a second where that is large.
     grammars = Grammars(load.spelling) if load.spelling else None
+    device.keep_plans()
     blas_name = blas.install()
     if _on_cpu():
         # Each compiled function costs seconds of g++ there, and saves nothing that can be measured.
@@ -159,11 +160,17 @@ def _batch(load: wire.Load, loaded: Loaded, room: Room) -> Batch:
     from mlxrpc_server.engine.room import PREFIX_SHARE
     from mlxrpc_server.engine.warm import warm
 
-    limits = {"max_rows": load.max_rows, "prefill_tokens": load.prefill_tokens}
+    batch = Batch(
+        loaded.model,
+        loaded.kv,
+        max_rows=load.max_rows,
+        prefill_tokens=load.prefill_tokens,
+        clock=time.perf_counter,
+        prefix_bytes=int(PREFIX_SHARE * room.bytes) if load.prefix_bytes is None else load.prefix_bytes,
+    )
     if not _on_cpu():  # where nothing is compiled
-        warm(loaded.model, loaded.kv, **limits)
-    prefix_bytes = int(PREFIX_SHARE * room.bytes) if load.prefix_bytes is None else load.prefix_bytes
-    return Batch(loaded.model, loaded.kv, **limits, clock=time.perf_counter, prefix_bytes=prefix_bytes)
+        warm(batch, loaded.model, loaded.kv, max_rows=load.max_rows)
+    return batch
 
 
 def _ready(loaded: Loaded, blas_name: str) -> wire.Ready:

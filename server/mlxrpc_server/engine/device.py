@@ -15,6 +15,14 @@ CONTAINER_LIMITS = (
 """The most that this container may take, and what it takes: cgroups in their second version, and in their first."""
 
 
+PLANS = "MLX_CUDA_SDPA_CACHE_SIZE"
+
+
+def keep_plans() -> None:
+    """Before anything is computed: cuDNN's plans are dear, and MLX keeps only 256 by itself."""
+    os.environ.setdefault(PLANS, "4096")
+
+
 def memory_bytes() -> int:
     """All of it, whoever uses it now. The backends name it differently, and the CPU's does not know."""
     facts = mx.device_info()

@@ -21,8 +21,7 @@ from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.lanes import Lanes
 from mlxrpc_server.engine.layouts import layouts
 from mlxrpc_server.engine.room import UNBOUNDED, Room
-from mlxrpc_server.engine.sampling import Draws
-from mlxrpc_server.types import RowId, Sampling
+from mlxrpc_server.types import RowId
 
 log = logging.getLogger(__name__)
 
@@ -185,14 +184,10 @@ def proven(
     *,
     metal_kernels: bool = False,
 ) -> KV:
-    """The first of the model's layouts in which rows give what they give alone.
-
-    It is also the warm-up: it compiles the kernels of prefill, decoding and sampling.
-    """
+    """The first of the model's layouts in which rows give what they give alone."""
     alone = [_last_logits(model, tokens) for tokens in probe]
     if not all(bool(mx.isfinite(logits).all()) for logits in alone):
         raise CannotLoad("its logits are not finite numbers")
-    _warm_sampling(mx.stack(alone))
     for kv in layouts(model, room, kv_bits, metal_kernels=metal_kernels):
         tolerance = TOLERANCE[dtype]
         if kv_bits is not None:
@@ -255,14 +250,3 @@ def _agree(alone: list[mx.array], together: mx.array, tolerance: float) -> bool:
         if not float(mx.abs(solo - batched).max()) <= tolerance * max(scale, 1e-6):
             return False
     return True
-
-
-def _warm_sampling(logits: mx.array) -> None:
-    rows = [
-        Sampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0),
-        Sampling(temperature=0.7, top_p=0.9, top_k=0, min_p=0.0, seed=1),
-        Sampling(temperature=1.0, top_p=1.0, top_k=40, min_p=0.05, seed=2),
-        Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=3),
-    ]
-    positions = mx.array(PROBE_LENGTHS, dtype=mx.uint32)
-    mx.eval(Draws(rows).draw(logits, positions), Draws(rows[:1]).draw(logits[:1], positions[:1]))

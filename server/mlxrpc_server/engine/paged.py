@@ -17,10 +17,10 @@ from mlxrpc_server.engine import attention
 from mlxrpc_server.engine.attention import Window, stand_in
 from mlxrpc_server.engine.kv import Beginnings
 from mlxrpc_server.engine.often import Often
-from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, rounded, slabs
+from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, slabs
 from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import UNBOUNDED, Room
-from mlxrpc_server.engine.sizes import Sizes
+from mlxrpc_server.engine.sizes import Sizes, power_up
 from mlxrpc_server.types import RowId
 
 HEAD_SIZES = frozenset({64, 80, 96, 128, 256})
@@ -250,6 +250,9 @@ class Paged:
 NO_PART = 1 << 30
 """Of any row: it has nothing to do."""
 
+NARROWEST = 16
+"""Pages of a table's row."""
+
 
 def planned(
     store: Store, pages: Sequence[Sequence[int]], lengths: Sequence[int], steps: int, part: int, rows: int = 0
@@ -261,8 +264,8 @@ def planned(
     nobody = max(0, rows - len(lengths))
     parts = [(row, number) for row, length in enumerate(lengths) for number in range((length + steps) // part + 1)]
     split = len(parts) > len(lengths)
-    parts += [(0, NO_PART)] * (rounded(len(parts)) - len(parts) if split else nobody)
-    width = rounded(max(map(len, pages)))
+    parts += [(0, NO_PART)] * (power_up(len(parts)) - len(parts) if split else nobody)
+    width = max(NARROWEST, power_up(max(map(len, pages))))
     return Plan(
         table=store.table([*pages, *[[]] * nobody], width),
         lengths=mx.array([*lengths, *[0] * nobody], dtype=mx.int32),

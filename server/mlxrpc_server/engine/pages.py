@@ -47,12 +47,6 @@ def slabs(pages: int, slab: int) -> int:
     return -(-pages // slab)
 
 
-def rounded(count: int) -> int:
-    """Up to one of few numbers: a quarter more at most, where it is not small."""
-    step = 1 << max(2, count.bit_length() - 3)
-    return -(-count // step) * step
-
-
 def part_tokens(lengths: Sequence[int], kv_heads: int) -> int:
     """Into parts of how many tokens rows are cut for attention."""
     tokens = min(LONGEST_PART, max(SHORTEST_PART, sum(lengths) * kv_heads // PARTS))

@@ -20,6 +20,9 @@ from mlxrpc_server.engine.row import Row
 PADDING = 1.5
 """Prompts are prefilled together while that feeds at most so many times their tokens."""
 
+LONGEST = 2048
+"""Tokens of a row's chunk: where attention is not fused, its memory grows with their square."""
+
 
 class Prefill:
     def __init__(
@@ -56,13 +59,13 @@ class Prefill:
         first = self._rows.prefilling[0]
         self._reuse.recall(first)
         yield first
-        if not self._kv.joint or first.cache or first.to_prefill > budget:
+        if not self._kv.joint or first.cache or first.to_prefill > min(budget, LONGEST):
             return
         longest = tokens = first.to_prefill
         for rows, row in enumerate(self._rows.prefilling[1:], start=2):
             self._reuse.recall(row)
             longest, tokens = max(longest, row.to_prefill), tokens + row.to_prefill
-            too_much = rows * longest > PADDING * tokens or self._fed(rows, longest) > budget
+            too_much = rows * longest > PADDING * tokens or self._fed(rows, longest) > budget or longest > LONGEST
             if row.cache or row.cached != first.cached or too_much:
                 row.rewind()  # by its own turn, more may be kept, or less
                 return
@@ -91,9 +94,8 @@ class Prefill:
         return padded.size
 
     def _chunk(self, row: Row, budget: int) -> int:
-        if row.next_halt <= budget:
-            return row.next_halt
-        return self._kv.sizes.chunk(budget)
+        most = min(budget, LONGEST)
+        return row.next_halt if row.next_halt <= most else self._kv.sizes.chunk(most)
 
     def _padded(self, chunks: Sequence[list[int]], *, last: bool) -> mx.array:
         """Nothing that is padded is ever attended to: attention is causal, and the KV takes each row's own tokens."""

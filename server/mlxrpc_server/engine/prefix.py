@@ -62,13 +62,17 @@ Take = Callable[[int, int], Kept]
 
 
 class Prefixes:
-    """`whole`: what is kept is good up to its own last token only, and each row is kept in one piece; else in blocks."""
+    """`whole`: what is kept is good up to its own last token only, and each row is kept in one piece; else in blocks, of
+    which so many are found that their tokens are a multiple of `step`."""
 
-    def __init__(self, budget: int, *, whole: bool, drop: Callable[[Kept], None] = lambda _: None) -> None:
+    def __init__(
+        self, budget: int, *, whole: bool, drop: Callable[[Kept], None] = lambda _: None, step: int = BLOCK
+    ) -> None:
         self.budget = budget
         self.nbytes = 0
         self._whole = whole
         self._drop = drop
+        self._blocks = max(1, step // BLOCK)
         self._root = _Node(b"", None)
         self._by_use: OrderedDict[_Node, None] = OrderedDict()
         """The least recently used first. Whoever is used, those it hangs on are used behind it: the first is a leaf."""
@@ -79,7 +83,7 @@ class Prefixes:
             return NO_PREFIX
         text = _text(tokens)
         path = list(self._path(tenant, text))
-        found = self._find_whole(path, text) if self._whole else path[-1]
+        found = self._find_whole(path, text) if self._whole else path[(len(path) - 1) // self._blocks * self._blocks]
         if found is None:
             return Prefix(0, (), self._known(path))
         self._use(found)

@@ -19,7 +19,7 @@ class Reuse:
     def __init__(self, kv: KV, budget: int) -> None:
         """`budget`: the most bytes that are kept, in the room that rows leave."""
         self._kv = kv
-        self._prefixes = Prefixes(budget, whole=kv.whole, drop=kv.drop)
+        self._prefixes = Prefixes(budget, whole=kv.whole, drop=kv.drop, step=kv.sizes.beginning)
 
     @property
     def nbytes(self) -> int:

@@ -50,7 +50,9 @@ class Sizes:
     """Of the chunks before it: never more."""
     decoding: Callable[[int], int]
     """Rows that decode together."""
+    beginning: int
+    """A row begins behind a multiple of so many tokens of what is kept: to compute the rest again is cheaper."""
 
 
-EXACT = Sizes(as_it_is, as_it_is, as_it_is, as_it_is)
-FEW = Sizes(power_up, wide, power_down, half_power_up)
+EXACT = Sizes(as_it_is, as_it_is, as_it_is, as_it_is, 1)
+FEW = Sizes(power_up, wide, power_down, half_power_up, 256)

@@ -1,22 +1,26 @@
-"""Runs made-up rows through a model's layout, so that no request waits for what a device compiles at its first use.
+"""Runs made-up rows through the batch that will serve, so that no request waits for what a device compiles at its first use.
 
-Knows which shapes serving meets: few rows and many, short prompts together and long ones in chunks, greedy rows and
-rows with every filter, with log-probabilities and without.
+Knows which sizes serving meets: prompts of every width alone, short ones together, long ones in chunks, every number of
+rows that decodes, for as many steps as make a step compiled; greedy rows and rows with every filter, with
+log-probabilities and without. The batch has measured by then how long a step and a prompt take.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
+import mlx.core as mx
+
 from mlxrpc_server.engine.batch import Batch
 from mlxrpc_server.engine.kv import KV
+from mlxrpc_server.engine.often import OFTEN
 from mlxrpc_server.engine.row import Row
+from mlxrpc_server.engine.sizes import FEW, Sizes, power_up
 from mlxrpc_server.types import RowId, Sampling
 
 LONG, SHORT = 600, 40
-TOKENS = 3
+TOKENS = OFTEN + 16
 LOGPROBS = 5
 SAMPLINGS = (
     Sampling(temperature=0.7, top_p=0.9, top_k=0, min_p=0.0, seed=1),
@@ -25,20 +29,49 @@ SAMPLINGS = (
     Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=3, repetition_penalty=1.1, presence_penalty=0.1),
 )
 
+WIDEST_ALONE, WIDEST_TOGETHER = 2048, 256
+MOST_TOGETHER = 4096
+"""Tokens of rows that are prefilled together."""
+CHUNKS = (512, 1024, 2048)
+LONGEST = 8192
 
-def warm(model: Any, kv: KV, *, max_rows: int, prefill_tokens: int) -> None:
+
+def warm(batch: Batch, model: Any, kv: KV, *, max_rows: int) -> None:
     """Leaves the layout empty."""
-    for rows in row_counts(max_rows):
-        batch = Batch(model, kv, max_rows=max_rows, prefill_tokens=prefill_tokens, clock=time.perf_counter)
+    if kv.sizes is FEW:
+        for rows, widths in prefills(max_rows):
+            _prefill(model, kv, rows, widths)
+    for rows in row_counts(kv.sizes, max_rows):
         for number in range(rows):
-            batch.submit(made_up(number))
+            batch.submit(made_up(number, LONG if rows == 1 else SHORT + number % 7))
         while not batch.idle:
             batch.step()
 
 
-def made_up(number: int) -> Row:
+def prefills(max_rows: int) -> Iterator[tuple[int, list[int]]]:
+    """Rows, and the widths of their chunks one behind the other."""
+    for width in _widths(WIDEST_ALONE):
+        yield 1, [width]
+    for rows in sorted({power_up(count) for count in range(2, max_rows + 1)}):
+        for width in _widths(min(WIDEST_TOGETHER, MOST_TOGETHER // rows)):
+            yield rows, [width]
+    for chunk in CHUNKS:
+        yield 1, [chunk] * (LONGEST // chunk)
+
+
+def _widths(most: int) -> list[int]:
+    return sorted({FEW.width(tokens) for tokens in range(1, most + 1)})
+
+
+def _prefill(model: Any, kv: KV, rows: int, widths: list[int]) -> None:
+    cache = kv.open()
+    for width in widths:
+        model(mx.zeros((rows, width), mx.int32), cache=cache)
+        mx.eval([layer.state for layer in cache])
+
+
+def made_up(number: int, length: int) -> Row:
     """From ids that every vocabulary has."""
-    length = SHORT + number % 7 if number else LONG
     return Row(
         id=RowId(number),
         prompt=[(7 * number + 3 * place) % 64 for place in range(length)],
@@ -48,13 +81,12 @@ def made_up(number: int) -> Row:
         stop_ids=frozenset({0}),
         logprobs=LOGPROBS if number % 2 else -1,
         min_tokens=TOKENS,
+        bypass=True,
     )
 
 
-def row_counts(most: int) -> Iterator[int]:
-    """Every power of two, since products are computed in another way for few rows than for many."""
-    rows = 1
-    while rows < most:
-        yield rows
-        rows *= 2
-    yield most
+def row_counts(sizes: Sizes, most: int) -> list[int]:
+    """Every number of rows that decodes, or where that may be any, every power of two and the most: products are computed
+    in another way for few rows than for many."""
+    number = sizes.decoding if sizes is FEW else power_up
+    return sorted({min(most, number(count)) for count in range(1, most + 1)})
