@@ -201,6 +201,7 @@ SETTINGS = (
 
 def read_config(argv: Sequence[str], environment: Mapping[str, str], *, program: str = "mlxrpc serve") -> Config:
     arguments = _parser(program).parse_args(argv)
+    _check_environment(environment)
     path = arguments.config or environment.get("MLXRPC_CONFIG")
     file = _read_file(Path(path)) if path else {}
     values = {setting.name: _value(setting, file, environment, arguments) for setting in SETTINGS}
@@ -263,6 +264,23 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
     _check_keys(read, [*(setting.name for setting in SETTINGS), "models"], str(path))
     return read
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    """A mistyped variable would be passed over in silence. What others set beside ours is none of it."""
+    known = ["MLXRPC_CONFIG", *(setting.variable for setting in SETTINGS), *_CLIENTS_VARIABLES]
+    ours = [name for name, value in environment.items() if name.startswith("MLXRPC_") and not _is_link(name, value)]
+    _check_keys(dict.fromkeys(ours), known, "environment")
+
+
+_CLIENTS_VARIABLES = ("MLXRPC_SERVER", "MLXRPC_TOKEN")
+
+_LINK = re.compile(r"MLXRPC_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+
+
+def _is_link(name: str, value: str) -> bool:
+    """Whether Kubernetes put it there, as it does in every container for each Service: one may well be named mlxrpc."""
+    return bool(_LINK.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
 
 
 def _check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:

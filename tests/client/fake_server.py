@@ -34,7 +34,7 @@ SEED = 7
 WAIT = 20.0  # seconds; no test that passes waits so long
 
 MODELS = [
-    model_pb2.Model(name="broken", state=model_pb2.MODEL_STATE_FAILED, state_reason="config.json is missing"),
+    model_pb2.Model(name="broken", state=model_pb2.MODEL_STATE_FAILED, state_reason="config.json\nis missing"),
     model_pb2.Model(
         name="demo",
         aliases=["default"],

@@ -165,6 +165,35 @@ def test_a_word_in_a_numbers_place_is_told_what_belongs_there(variable: str, sen
         config(**{variable: "many"})
 
 
+@pytest.mark.parametrize(
+    "mistyped, meant",
+    [
+        ("MLXRPC_MAX_ROW", "MLXRPC_MAX_ROWS"),
+        ("MLXRPC_LISTEN_", "MLXRPC_LISTEN"),
+        ("MLXRPC_CONFIGS", "MLXRPC_CONFIG"),
+        ("MLXRPC_PORT", ""),
+        ("MLXRPC_MODEL", "MLXRPC_MODELS_DIR"),
+    ],
+)
+def test_a_mistyped_variable_is_told_with_the_nearest_one(mistyped: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"^environment: unknown key '{mistyped}'; did you mean '{meant}"):
+        config(**{mistyped: "1"})
+
+
+def test_variables_of_others_are_let_be() -> None:
+    kubernetes = {
+        "MLXRPC_SERVICE_HOST": "10.0.0.1",
+        "MLXRPC_SERVICE_PORT": "50051",
+        "MLXRPC_SERVICE_PORT_GRPC": "50051",
+        "MLXRPC_ADMIN_PORT": "tcp://10.0.0.2:50052",
+        "MLXRPC_PORT": "tcp://10.0.0.1:50051",
+        "MLXRPC_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "MLXRPC_PORT_50051_TCP_ADDR": "10.0.0.1",
+    }
+    clients = {"MLXRPC_SERVER": "127.0.0.1:50051", "MLXRPC_TOKEN": "secret"}
+    assert config(**kubernetes, **clients, MLXRPCX="1", PATH="/bin") == config()
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*absent\.toml"):
         config("--config", str(tmp_path / "absent.toml"))
