@@ -21,7 +21,9 @@ import mlx.core as mx
 from mlx_lm.models import qwen3
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlxrpc_server.engine import thin
 from mlxrpc_server.engine.kernels import draw as fused
+from mlxrpc_server.engine.kernels import product as products
 from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kernels.stores import agrees
 from mlxrpc_server.engine.paged import Form, Paged, planned
@@ -203,6 +205,114 @@ def draws_of(logits: mx.array) -> dict[str, float]:
     return took
 
 
+# Products
+
+
+SHAPES = {
+    "qkv": ((2048, 1024, 1024), 1024),
+    "o": ((1024,), 2048),
+    "gate_up": ((3072, 3072), 1024),
+    "down": ((1024,), 3072),
+}
+"""Of Qwen3-0.6B: widths and depth."""
+
+
+def layers_of(widths: tuple[int, ...], depth: int, dtype: mx.Dtype, *, biased: bool = False) -> list[products.Layer]:
+    def some(*shape: int) -> mx.array:
+        numbers: mx.array = mx.random.normal(shape) * depth**-0.5
+        return numbers.astype(dtype)
+
+    layers = [products.Layer(some(width, depth), some(width) if biased else None) for width in widths]
+    mx.eval([array for layer in layers for array in (layer.weight, layer.bias) if array is not None])
+    return layers
+
+
+def product_check() -> None:
+    cases = [(*SHAPES[name], False) for name in SHAPES] + [((136, 8), 72, True), ((1000, 248), 520, True)]
+    for (widths, depth, biased), dtype in itertools.product(cases, (mx.bfloat16, mx.float16)):
+        layers = layers_of(widths, depth, dtype, biased=biased)
+        begun = time.perf_counter()
+        worst = max(difference(rows, layers) for rows in (1, 2, 7, 8, 16, 33, 64, 100, 128))
+        took = round(time.perf_counter() - begun, 1)
+        tell(widths=widths, depth=depth, dtype=str(dtype), biased=biased, worst=worst, seconds=took)
+
+
+def difference(rows: int, layers: list[products.Layer]) -> float:
+    """As a part of the largest number."""
+    x, apart = mx.random.normal((rows, 1, layers[0].depth)).astype(layers[0].weight.dtype), []
+    for layer, actual in zip(layers, products.products(x, layers), strict=True):
+        expected = x.astype(mx.float32) @ layer.weight.astype(mx.float32).T
+        expected = expected if layer.bias is None else expected + layer.bias
+        apart.append(float(mx.abs(actual - expected).max() / mx.abs(expected).max()))
+    return max(apart)
+
+
+def product_speed() -> None:
+    """Microseconds of a layer's products on the device, over the weights of many layers, which its caches do not hold."""
+    for name, (widths, depth) in SHAPES.items():
+        many = [layers_of(widths, depth, mx.bfloat16) for _ in range(40)]
+        for rows in (1, 2, 8, 16, 32, 64, 100, 128):
+            x = mx.random.normal((rows, 1, depth)).astype(mx.bfloat16)
+            mx.eval(x)
+            tell(
+                product=name,
+                rows=rows,
+                mlx=device_time(x, many, lambda x, layers: [x @ layer.weight.T for layer in layers]),
+                ours=device_time(x, many, products.products),
+                forms={
+                    one.tall: device_time(x, many, functools.partial(products.in_form, one)) for one in forms_of(rows)
+                },
+                chosen=products._form(rows, widths, depth).tall,  # noqa: SLF001
+            )
+
+
+def forms_of(rows: int) -> list[products.Form]:
+    tiles = next(tiles for tiles in (1, 2, 4, 8) if 8 * tiles >= min(rows, 64))
+    forms = [products.Form(tiles, tall, products._shared()) for tall in products.TALL]  # noqa: SLF001
+    return [form for form in forms if form.fits]
+
+
+def device_time(x: mx.array, many: list[Any], compute: Callable[[mx.array, Any], list[mx.array]]) -> float:
+    """One behind the other: each takes something from the one before. What that costs by itself is taken off."""
+
+    def run(compute: Callable[[mx.array, Any], list[mx.array]]) -> mx.array:
+        last = x
+        for layers in many:
+            answers = compute(last, layers)
+            last = x + 0 * answers[-1][..., :1]
+        return last
+
+    return round((on_device(lambda: run(compute)) - on_device(lambda: run(lambda x, _: [x]))) / len(many), 2)
+
+
+def on_device(run: Callable[[], mx.array], times: int = 5) -> float:
+    """Microseconds, the host's part apart: all is dispatched while the device has something else to do."""
+    mx.eval(run())
+    took = []
+    for _ in range(times):
+        before, after = busy(), run()
+        mx.async_eval(before)  # type: ignore[no-untyped-call]
+        mx.async_eval(after)  # type: ignore[no-untyped-call]
+        mx.eval(before)
+        begun = time.perf_counter()
+        mx.eval(after)
+        took.append(time.perf_counter() - begun)
+    return min(took) * 1e6
+
+
+@functools.cache
+def square() -> mx.array:
+    return mx.random.normal((8192, 8192)).astype(mx.bfloat16)
+
+
+def busy() -> mx.array:
+    """For about ten milliseconds."""
+    last = square()
+    for _ in range(6):
+        last = last @ square()
+    return last
+
+
 # The model
 
 
@@ -346,6 +456,22 @@ def stages(rows: Ragged) -> dict[str, int]:
     return dict(zip(("built", "dispatched", "whole"), (round(one / 20 * 1e6) for one in took), strict=True))
 
 
+def thin_speed() -> None:
+    """Steps with MLX's products and with ours."""
+    models = {"mlx": qwen(), "ours": qwen()}
+    begun = time.perf_counter()
+    tell(layers=thin.install(models["ours"]), seconds=round(time.perf_counter() - begun, 1))
+    for rows in ROWS:
+        for name, model in models.items():
+            ragged = Ragged(model, rows, 128)
+            speed = tokens_per_second(ragged, greedy, warm=40)
+            tokens = mx.zeros((rows,), mx.uint32)
+            device = on_device(lambda ragged=ragged, tokens=tokens: greedy(ragged.logits(tokens)))  # type: ignore[misc]
+            tell(rows=rows, products=name, tokens_per_second=speed, step_on_device=round(device), **stages(ragged))
+            del ragged
+            mx.clear_cache()
+
+
 def join() -> None:
     """What steps over long rows take while another joins, and one leaves."""
     model = qwen()
@@ -384,9 +510,12 @@ def join() -> None:
 SECTIONS = {
     "attention_check": attention_check,
     "draw_check": draw_check,
+    "product_check": product_check,
     "attention_speed": attention_speed,
     "draw_speed": draw_speed,
+    "product_speed": product_speed,
     "model_speed": model_speed,
+    "thin_speed": thin_speed,
     "host": host,
     "join": join,
 }

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrpc_server.engine.kernels import draw as fused
+from mlxrpc_server.engine.kernels import shortened
+from mlxrpc_server.engine.kernels.product import Form, Layer
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
 from tests.engine import simt
@@ -269,3 +271,57 @@ def test_the_new_token_is_in_its_page_afterwards(kind: type[Memory]) -> None:
     memory.lengths = [length + 1 for length in lengths]
     again = token_of(shape, 3, seed=5)
     assert differ(memory.attend(again, chunk=64), memory.expected(again)) < 2e-5
+
+
+FORMS = [Form(1, 16, 96 << 10), Form(2, 32, 224 << 10), Form(4, 64, 224 << 10), Form(8, 128, 224 << 10)]
+"""As many as the library has."""
+
+
+def multiplied(form: Form, x: mx.array, layers: list[Layer]) -> list[mx.array]:
+    """By the kernel, which takes three layers here."""
+    widths = [layer.width for layer in layers]
+    # Whatever is not written is no number.
+    outs = [np.full((x.shape[0], width), 0xFFFF, dtype=np.uint16) for width in widths]
+    weights = [simt.memory(layer.weight) for layer in layers]
+    biases = [None if layer.bias is None else simt.memory(layer.bias) for layer in layers]
+    arrays = [
+        0 if one is None else one.ctypes.data for three in zip(weights, biases, outs, strict=True) for one in three
+    ]
+    blocks = form.blocks(x.shape[0], widths)[0]
+    simt.call(
+        f"product_{form.tiles}_{form.wide}_{form.beside}_{form.stages}",
+        simt.memory(x),
+        *x.shape,
+        np.array(arrays, dtype=np.uint64),
+        np.array(widths, dtype=np.int32),
+        blocks,
+    )
+    return [simt.numbers(out, mx.bfloat16) for out in outs]
+
+
+def some(*shape: int, seed: int) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed)).astype(mx.bfloat16)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    form=st.sampled_from(FORMS),
+    rows=st.integers(1, 128),
+    depth=st.integers(1, 90).map(lambda eights: 8 * eights),
+    widths=st.lists(st.integers(1, 30).map(lambda eights: 8 * eights), min_size=3, max_size=3),
+    biased=st.booleans(),
+)
+def test_products_of_several_layers_are_theirs(
+    form: Form, rows: int, depth: int, widths: list[int], *, biased: bool
+) -> None:
+    x = some(rows, depth, seed=rows)
+    layers = [Layer(some(width, depth, seed=width), some(width, seed=depth) if biased else None) for width in widths]
+    for layer, actual in zip(layers, multiplied(form, x, layers), strict=True):
+        expected = x.astype(mx.float32) @ layer.weight.astype(mx.float32).T
+        expected = expected if layer.bias is None else expected + layer.bias
+        assert differ(actual, expected) <= 2**-8 * float(mx.abs(expected).max())
+
+
+def test_what_is_shortened_has_no_comment_and_the_same_words() -> None:
+    text = "// What it is.\n#define TWO(a) \\\n  a  // twice\n\n  int x = 1;\n"
+    assert shortened(text) == "#define TWO(a) \\\na\nint x = 1;"

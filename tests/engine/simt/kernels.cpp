@@ -1,8 +1,12 @@
 // The kernels of engine/kernels/*.cu as functions of a library, for one block size, a few heads, and two dtypes.
 #include "simt.h"
+#include "tensor.h"
+//
+#include "later.cu"
 //
 #include "attend.cu"
 #include "draw.cu"
+#include "product.cu"
 #include "write.cu"
 
 constexpr int PAGE = 32, STAGES = 3;
@@ -33,6 +37,18 @@ void draw(const void* logits, int rows, int width, const uint32_t* positions, co
   });
 }
 
+template <int TILES, int WIDE, int BESIDE, int STAGES>
+void product(const void* x, int rows, int depth, const uint64_t* arrays, const int* widths, int blocks) {
+  mlxrpc::Layer<bfloat> layers[3];
+  for (int i = 0; i < 3; i++)
+    layers[i] = {reinterpret_cast<const bfloat*>(arrays[3 * i]), reinterpret_cast<const bfloat*>(arrays[3 * i + 1]),
+                 reinterpret_cast<bfloat*>(arrays[3 * i + 2]), widths[i]};
+  const unsigned above = (rows + 8 * TILES - 1) / (8 * TILES);
+  simt::launch({static_cast<unsigned>(blocks), above, 1}, 256, [=] {
+    mlxrpc::product<bfloat, TILES, WIDE, BESIDE, STAGES>(static_cast<const bfloat*>(x), rows, depth, layers);
+  });
+}
+
 #define ATTENTION(name, T, D, HKV, G)                                                                                 \
   extern "C" void attend_##name(const void* q, const void* k, const void* v, const uint64_t* table, int width,        \
                                 const int* lengths, const int* work, const int64_t* place, uint32_t* counters,        \
@@ -58,3 +74,15 @@ extern "C" void draw_bf16(const void* logits, int rows, int width, const uint32_
                           const uint32_t* settings, uint32_t* tokens, int threads) {
   draw<bfloat>(logits, rows, width, positions, numbers, settings, tokens, threads);
 }
+
+#define PRODUCT(TILES, WIDE, BESIDE, STAGES)                                                                       \
+  extern "C" void product_##TILES##_##WIDE##_##BESIDE##_##STAGES(const void* x, int rows, int depth,               \
+                                                                 const uint64_t* arrays, const int* widths,        \
+                                                                 int blocks) {                                     \
+    product<TILES, WIDE, BESIDE, STAGES>(x, rows, depth, arrays, widths, blocks);                                  \
+  }
+
+PRODUCT(1, 1, 1, 8)
+PRODUCT(2, 1, 2, 8)
+PRODUCT(4, 2, 2, 8)
+PRODUCT(8, 4, 2, 4)

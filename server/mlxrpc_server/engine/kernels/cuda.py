@@ -190,7 +190,7 @@ def _aside() -> mx.Stream:
 @functools.cache
 def _attend(warps: int) -> Any:
     return cuda_kernel(
-        "attend",
+        ("later", "attend"),
         inputs=("q", "k", "v", "ticket", "table", "lengths", "work", "place", "counters"),
         outputs=("out", "partials", "next"),
         call="mlxrpc::attend<T, D, HKV, G, PAGE, STAGES>(q, k, v, table, table_shape[1], lengths, work, place,"
@@ -202,7 +202,7 @@ def _attend(warps: int) -> Any:
 @functools.cache
 def _write() -> Any:
     return cuda_kernel(
-        "write",
+        ("write",),
         inputs=("keys", "values", "ticket", "table", "lengths", "place"),
         outputs=("next",),
         call="mlxrpc::write<T, D, HKV, PAGE>(keys, values, keys_shape[2], table, table_shape[1], lengths, place);",

@@ -64,7 +64,7 @@ def _threads() -> int:
 @functools.cache
 def _kernel() -> Any:
     return cuda_kernel(
-        "draw",
+        ("draw",),
         inputs=("logits", "positions", "numbers", "settings"),
         outputs=("tokens",),
         call="mlxrpc::draw<T>(logits, logits_shape[1], positions, numbers, settings, tokens);",
