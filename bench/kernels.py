@@ -251,38 +251,32 @@ def product_speed() -> None:
     """Microseconds of a layer's products on the device, over the weights of many layers, which its caches do not hold."""
     for name, (widths, depth) in SHAPES.items():
         many = [layers_of(widths, depth, mx.bfloat16) for _ in range(40)]
-        for rows in (1, 2, 8, 16, 32, 64, 100, 128):
+        for rows, tiles in products.TILES.items():
             x = mx.random.normal((rows, 1, depth)).astype(mx.bfloat16)
-            mx.eval(x)
+            forms = [products.Form(tiles, tall, products.SHARED[9, 0] << 10) for tall in products.TALL]
             tell(
                 product=name,
                 rows=rows,
                 mlx=device_time(x, many, lambda x, layers: [x @ layer.weight.T for layer in layers]),
                 ours=device_time(x, many, products.products),
-                forms={
-                    one.tall: device_time(x, many, functools.partial(products.in_form, one)) for one in forms_of(rows)
-                },
-                chosen=products._form(rows, widths, depth).tall,  # noqa: SLF001
+                tall={one.tall: device_time(x, many, functools.partial(products.in_form, one)) for one in forms},
             )
 
 
-def forms_of(rows: int) -> list[products.Form]:
-    tiles = next(tiles for tiles in (1, 2, 4, 8) if 8 * tiles >= min(rows, 64))
-    forms = [products.Form(tiles, tall, products._shared()) for tall in products.TALL]  # noqa: SLF001
-    return [form for form in forms if form.fits]
+Compute = Callable[[mx.array, Any], list[mx.array]]
 
 
-def device_time(x: mx.array, many: list[Any], compute: Callable[[mx.array, Any], list[mx.array]]) -> float:
+def device_time(x: mx.array, many: list[Any], compute: Compute, times: int = 4) -> float:
     """One behind the other: each takes something from the one before. What that costs by itself is taken off."""
 
-    def run(compute: Callable[[mx.array, Any], list[mx.array]]) -> mx.array:
+    def run(compute: Compute) -> mx.array:
         last = x
-        for layers in many:
-            answers = compute(last, layers)
-            last = x + 0 * answers[-1][..., :1]
+        for layers in many * times:
+            last = x + 0 * compute(last, layers)[-1][..., :1]
         return last
 
-    return round((on_device(lambda: run(compute)) - on_device(lambda: run(lambda x, _: [x]))) / len(many), 2)
+    both = on_device(lambda: run(compute)) - on_device(lambda: run(lambda x, _: [x]))
+    return round(both / len(many) / times, 2)
 
 
 def on_device(run: Callable[[], mx.array], times: int = 5) -> float:
@@ -306,9 +300,9 @@ def square() -> mx.array:
 
 
 def busy() -> mx.array:
-    """For about ten milliseconds."""
+    """For some thirty milliseconds."""
     last = square()
-    for _ in range(6):
+    for _ in range(20):
         last = last @ square()
     return last
 

@@ -82,7 +82,7 @@ extern "C" void draw_bf16(const void* logits, int rows, int width, const uint32_
     product<TILES, WIDE, BESIDE, STAGES>(x, rows, depth, arrays, widths, blocks);                                  \
   }
 
-PRODUCT(1, 1, 1, 8)
-PRODUCT(2, 1, 2, 8)
-PRODUCT(4, 2, 2, 8)
+PRODUCT(2, 1, 1, 8)
+PRODUCT(2, 2, 2, 8)
+PRODUCT(8, 1, 2, 8)
 PRODUCT(8, 4, 2, 4)

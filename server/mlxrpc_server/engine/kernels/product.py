@@ -14,7 +14,10 @@ import mlx.core as mx
 
 from mlxrpc_server.engine.kernels import cuda_kernel
 
-MOST_ROWS = 128
+TILES = {16: 2, 64: 8, 128: 8}
+"""Of eight rows, for a block: by the most rows that a form is for. Each form takes a second to compile."""
+
+MOST_ROWS = max(TILES)
 MOST_LAYERS = 3
 STEP = 8
 """Widths and depths are whole multiples of this: sixteen bytes."""
@@ -135,10 +138,10 @@ def _form(rows: int, widths: tuple[int, ...], depth: int) -> Form:
 
 
 def form(rows: int, widths: Sequence[int], depth: int, shared: int) -> Form:
-    """The one that takes least."""
-    tiles = next(tiles for tiles in (1, 2, 4, 8) if 8 * tiles >= min(rows, 64))
-    forms = [one for tall in TALL if (one := Form(tiles, tall, shared)).fits]
-    return min(forms, key=lambda one: one.nanoseconds(rows, widths, depth))
+    """The one that takes least with the most rows of its kind."""
+    most = next(most for most in TILES if rows <= most)
+    forms = [one for tall in TALL if (one := Form(TILES[most], tall, shared)).fits]
+    return min(forms, key=lambda one: one.nanoseconds(most, widths, depth))
 
 
 @functools.cache
