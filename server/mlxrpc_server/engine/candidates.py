@@ -94,7 +94,7 @@ class _Row:
         """What can be left, by bounds that are found in a pass; None for all."""
         least = self.least
         if self.top_p < 1:
-            # All that are smaller than this lack together no more than the nucleus may.
+            # The tokens below this have, all together, no more mass than the nucleus may lack.
             least = max(least, np.log((total - self.top_p * total) / below.size) - np.float32(1e-3))
         if 0 < self.top_k <= below.size // _GROUP:
             least = max(least, _reached(below, self.top_k))
@@ -163,8 +163,10 @@ def _about(masses: Floats, wanted: np.float32) -> tuple[np.float32, np.float32]:
 
 
 def _winner(scaled: Floats, bits: Bits) -> int:
-    """The place of the largest sum with its noise. That is at most -log of the uniform: what no such sum makes largest
-    needs no other logarithm."""
+    """The place of the largest sum with its noise.
+
+    The noise is at most -log of the uniform: a token that this bound leaves behind the best one known needs no more.
+    """
     uniform = bits.astype(np.float32)
     uniform += np.float32(0.5)
     uniform *= np.float32(2.0**-32)
