@@ -24,8 +24,8 @@ WIDTH = 64
 SMALL = 1_000_000
 """Multiplications up to which OpenBLAS takes a product as small, where it has kernels for those: AVX-512 machines."""
 
-FEW = 128
-"""Rows from which the cost of copying a matrix is lost in that of multiplying with it."""
+TURN = 8
+"""Rows of a small product, where that many still make one. As many more in it were no faster, at any number of rows."""
 
 PROBE = (5, 2, 9, 3)
 """Ids that every vocabulary has."""
@@ -122,8 +122,7 @@ def product(rows: mx.array, weight: mx.array) -> mx.array:
 
 def _turns(count: int, inputs: int) -> int:
     """In how many equal parts the rows are taken, so that each one's product with a panel is a small one."""
-    small = SMALL // (inputs * WIDTH)
-    return 1 if count > FEW or small == 0 else max(1, math.ceil(count / small))
+    return max(1, math.ceil(count / TURN)) if TURN * inputs * WIDTH <= SMALL else 1
 
 
 class PanelLinear(Linear):
