@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxrpc_server.engine.pace import Pace
+from mlxrpc_server.engine.pace import MOST_PARTS, Pace
 
 STEP = 0.004
 
@@ -121,3 +121,30 @@ def test_another_pass_costs_the_tokens_that_its_time_is_worth() -> None:
     device = Device(GPU)
     device.learn(decoding=0, joining=1)
     assert device.pace.overhead == pytest.approx(GPU.fixed / GPU.per_token, rel=0.3)
+
+
+@devices
+def test_steps_that_share_a_chunk_take_no_longer_than_they_may(costs: Costs) -> None:
+    device = Device(costs)
+    device.learn(decoding=16, joining=1)
+    crowd = {"decoding": 16, "joining": 1}
+    tokens = device.pace.budget(**crowd, parts=MOST_PARTS)
+    parts = device.pace.parts(tokens, **crowd)
+    assert tokens >= device.pace.budget(**crowd)
+    assert parts == MOST_PARTS or device.seconds(tokens) / parts < 2 * STEP
+
+
+def test_a_chunk_whose_cost_nobody_knows_is_not_shared() -> None:
+    assert Pace(2048).parts(64, decoding=3, joining=1) == 1
+
+
+def test_what_a_shared_chunk_takes_is_what_its_steps_took_longer() -> None:
+    shared, whole = Pace(8192), Pace(8192)
+    for pace in (shared, whole):
+        pace.decoded(0.01)
+        pace.prefilled(32, 0.05)
+    for tokens in (0, 0, 64):
+        shared.stepped(tokens, 0.04)
+    whole.prefilled(64, 0.09)
+    assert shared.budget(decoding=0, joining=1) == whole.budget(decoding=0, joining=1)
+    assert shared.parts(64, decoding=9, joining=1) == whole.parts(64, decoding=9, joining=1)

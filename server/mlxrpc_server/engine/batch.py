@@ -46,7 +46,7 @@ class Drawn:
     """None in the place of a row that has gone since."""
     tokens: mx.array
     logprobs: Unread | None
-    prefilled: int
+    prefilled: int | None
     """Prompt tokens that the device has to take before it."""
     at: float
     """When it was dispatched."""
@@ -137,6 +137,7 @@ class Batch:
         Nothing is kept, and nothing half-advanced is used again. A row that is alone in this for the second time is at fault.
         """
         ran = {row.id: row for row in (*self._rows.running, *self._riding)}.values()
+        self._prefill.clear()
         self._reuse.clear()
         self._kv.clear()
         self._unread.clear()
@@ -191,7 +192,7 @@ class Batch:
         self._kv.leave(row.id)
         self._draws = None
 
-    def _decode(self, prefilled: int) -> None:
+    def _decode(self, prefilled: int | None) -> None:
         """Dispatches a step over all rows, whose tokens are read later."""
         if not self._rows.decoding:
             return

@@ -6,13 +6,17 @@ begin; while none decodes, as long as a cancel may wait. Knows seconds and token
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
+
+MOST_PARTS = 4
+"""Steps over which a prefill's layers are dispatched."""
 
 
 class Pace:
-    STEPS_BESIDE_ROWS = 1.7
+    STEPS_BESIDE_ROWS = 1.6
     """So many decoding steps' time: with its own, a step beside a prefill then stays under three."""
-    LEAST_SECONDS = 0.005
+    LEAST_SECONDS = 0.002
     MOST_SECONDS = 0.1
     SECONDS_ALONE = 0.5
     FEWEST = 16
@@ -22,10 +26,13 @@ class Pace:
         self._most = most
         self._step_seconds: float | None = None
         self._cost = Cost()
+        self._carried = 0.0
+        """Seconds of a prefill that is not through yet."""
 
-    def budget(self, *, decoding: int, joining: int) -> int:
-        """For so many rows that decode, and so many that want to."""
-        tokens = self._cost.tokens(self._seconds(decoding, joining)) if self._cost.largest else self.UNMEASURED
+    def budget(self, *, decoding: int, joining: int, parts: int = 1) -> int:
+        """For so many rows that decode, and so many that want to; where so many steps share it."""
+        seconds = parts * self._seconds(decoding, joining)
+        tokens = self._cost.tokens(seconds) if self._cost.largest else self.UNMEASURED
         return max(min(self.FEWEST, self._most), min(self._most, tokens))
 
     def _seconds(self, decoding: int, joining: int) -> float:
@@ -35,6 +42,10 @@ class Pace:
             return self.MOST_SECONDS
         seconds = self.STEPS_BESIDE_ROWS * self._step_seconds * max(1.0, joining / decoding)
         return min(self.MOST_SECONDS, max(self.LEAST_SECONDS, seconds))
+
+    def parts(self, tokens: int, *, decoding: int, joining: int) -> int:
+        """How many steps are to share so many tokens, lest one of them takes too long."""
+        return min(MOST_PARTS, math.ceil(self._cost.seconds(tokens) / self._seconds(decoding, joining)) or 1)
 
     @property
     def overhead(self) -> int:
@@ -50,12 +61,15 @@ class Pace:
         if seconds > 0:
             self._step_seconds = _smoothed(self._step_seconds, seconds)
 
-    def stepped(self, tokens: int, seconds: float) -> None:
-        """A step that could not be measured in parts, with so many tokens prefilled."""
-        if not tokens:
+    def stepped(self, tokens: int | None, seconds: float) -> None:
+        """A step with a part of a prefill beside it, which brought so many tokens to their end; None: with nothing."""
+        if tokens is None:
             self.decoded(seconds)
-        else:
-            self.prefilled(tokens, seconds - (self._step_seconds or 0.0))
+            return
+        self._carried += seconds - (self._step_seconds or 0.0)
+        if tokens:
+            self.prefilled(tokens, self._carried)
+            self._carried = 0.0
 
 
 class Cost:
@@ -90,6 +104,9 @@ class Cost:
         if not self._per_token:
             return most
         return min(most, int(max(seconds - self._fixed, self._fixed / 2) / self._per_token))
+
+    def seconds(self, tokens: int) -> float:
+        return self._fixed + self._per_token * tokens
 
     @property
     def overhead(self) -> int:

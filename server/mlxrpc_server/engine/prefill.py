@@ -6,6 +6,7 @@ Knows the model, the KV and what is kept of rows' beginnings; not who may run, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ import mlx.core as mx
 from mlxrpc_server.engine.admission import Admission
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.outcome import Outcome
-from mlxrpc_server.engine.pace import Pace
+from mlxrpc_server.engine.pace import MOST_PARTS, Pace
 from mlxrpc_server.engine.reuse import Reuse, evaluate
 from mlxrpc_server.engine.row import Row
 
@@ -22,6 +23,34 @@ PADDING = 1.5
 
 LONGEST = 2048
 """Tokens of a row's chunk: where attention is not fused, its memory grows with their square."""
+
+
+@dataclass(slots=True)
+class Pass:
+    """Some rows' chunks on their way through the model, a few layers with each step of the rows that decode."""
+
+    rows: Sequence[Row]
+    cache: list[Any]
+    start: int
+    """What each row held before."""
+    tokens: list[int]
+    """Of each row's chunk."""
+    last: bool
+    """Whether they end the rows' prompts."""
+    fed: int
+    """Tokens that the model takes, padding among them."""
+    left: list[list[Any]]
+    """Layers that are still to be dispatched, part by part."""
+
+    def cut(self, parts: int) -> None:
+        layers = [layer for part in self.left for layer in part]
+        each = -(-len(layers) // parts) or 1
+        self.left = [layers[first : first + each] for first in range(0, len(layers), each)]
+
+    def dispatch(self, *, wait: bool) -> None:
+        """The next part."""
+        if self.left:
+            evaluate(self.left.pop(0), wait=wait)
 
 
 class Prefill:
@@ -34,25 +63,58 @@ class Prefill:
         self._reuse = reuse
         self._pace = pace
         self._clock = clock
+        self._pass: Pass | None = None
 
-    def feed(self, outcome: Outcome) -> int:
-        """In order of arrival, as many tokens as the step's budget allows. Gives how many are still to be timed: those
-        that nobody here has waited for."""
+    def clear(self) -> None:
+        self._pass = None
+
+    def feed(self, outcome: Outcome) -> int | None:
+        """In order of arrival, as many tokens as the step's budget allows.
+
+        Where rows decode ahead nobody waits here: gives how many tokens are through with this step, for whoever times
+        it. None where nothing is fed beside it.
+        """
+        if self._pass and not any(self._rides(row, self._pass) for row in self._pass.rows):
+            self._pass = None
         if not self._rows.prefilling:
-            return 0
-        begun = self._clock()
-        decoding = len(self._rows.decoding)
-        budget = self._pace.budget(decoding=decoding, joining=len(self._rows.prefilling))
+            return None
+        if self._waits:
+            self._feed_alone(outcome)
+            return None
+        return self._feed_beside(outcome)
+
+    def _feed_alone(self, outcome: Outcome) -> None:
+        begun, from_start = self._clock(), self._pass is None
+        decoding, joining = len(self._rows.decoding), len(self._rows.prefilling)
+        budget = self._pace.budget(decoding=decoding, joining=joining)
         fed = spent = 0
         while self._rows.prefilling and spent < budget:
-            tokens = self._feed_group(list(self._group(budget - spent)), budget - spent, outcome)
-            fed += tokens
-            spent += max(1, tokens) + self._pace.overhead
-        if decoding and self._kv.ahead:
-            return fed
+            one = self._pass or self._begun(budget - spent, outcome)
+            one.cut(1)
+            one.dispatch(wait=True)
+            self._end(one, outcome)
+            fed += one.fed
+            spent += max(1, one.fed) + self._pace.overhead
         outcome.prefill_seconds = self._clock() - begun
-        self._pace.prefilled(fed, outcome.prefill_seconds)
-        return 0
+        if from_start:
+            self._pace.prefilled(fed, outcome.prefill_seconds)
+
+    def _feed_beside(self, outcome: Outcome) -> int:
+        crowd = {"decoding": len(self._rows.decoding), "joining": len(self._rows.prefilling)}
+        budget, most = self._pace.budget(**crowd), self._pace.budget(**crowd, parts=MOST_PARTS)
+        fed = spent = 0
+        while self._rows.prefilling and spent < budget:
+            if self._pass is None:
+                self._pass = self._begun(most - spent, outcome)
+                self._pass.cut(self._pace.parts(self._pass.fed, **crowd))
+            one = self._pass
+            one.dispatch(wait=False)
+            if one.left:
+                break
+            self._end(one, outcome)
+            fed += one.fed
+            spent += max(1, one.fed) + self._pace.overhead
+        return fed
 
     def _group(self, budget: int) -> Iterator[Row]:
         """The row whose turn it is, and those behind it that can be fed with it."""
@@ -75,23 +137,30 @@ class Prefill:
         """Tokens that the model takes, padding among them."""
         return self._kv.sizes.rows(rows) * self._kv.sizes.width(longest) if longest else 0
 
-    def _feed_group(self, group: Sequence[Row], budget: int, outcome: Outcome) -> int:
-        """Gives the number of tokens fed: none for rows of one token, which are decoding's."""
-        cache = group[0].cache or self._begun(group, outcome)
-        chunks = [row.context(row.cached, row.cached + self._chunk(row, budget)) for row in group]
-        padded = self._padded(chunks, last=len(chunks[0]) == group[0].to_prefill)
+    def _begun(self, budget: int, outcome: Outcome) -> Pass:
+        """None of its layers is dispatched yet. Where all rows have one token, which is decoding's, there are none."""
+        group = list(self._group(budget))
+        cache, start = group[0].cache or self._opened(group, outcome), group[0].cached
+        chunks = [row.context(start, start + self._chunk(row, budget)) for row in group]
+        last = len(chunks[0]) == group[0].to_prefill
+        padded = self._padded(chunks, last=last)
         if padded.size:
             self._model(padded, cache=cache)
-            evaluate([layer.state for layer in cache], wait=self._waits)
-        for row, chunk in zip(group, chunks, strict=True):
-            row.cached += len(chunk)
-            outcome.prefilled.append((row.id, row.cached))
-        if group[0].to_prefill:
-            group[0].cache = cache
-            self._reuse.keep_halfway(group[0], wait=self._waits)
-        else:
-            self._join(group, cache)
-        return padded.size
+        for row in group:
+            row.cache = cache
+        layers = [layer.state for layer in cache] if padded.size else []
+        return Pass(group, cache, start, list(map(len, chunks)), last, padded.size, [layers])
+
+    def _end(self, one: Pass, outcome: Outcome) -> None:
+        self._pass = None
+        for row, tokens in zip(one.rows, one.tokens, strict=True):
+            if self._rides(row, one):
+                row.cached += tokens
+                outcome.prefilled.append((row.id, row.cached))
+        if one.last:
+            self._join(one)
+        elif self._rides(one.rows[0], one):
+            self._reuse.keep_halfway(one.rows[0], wait=self._waits)
 
     def _chunk(self, row: Row, budget: int) -> int:
         most = min(budget, LONGEST)
@@ -104,7 +173,7 @@ class Prefill:
         padded = [[*chunk, *[0] * (width - len(chunk))] for chunk in chunks]
         return mx.array(padded + [[0] * width] * (sizes.rows(len(chunks)) - len(chunks)))
 
-    def _begun(self, group: Sequence[Row], outcome: Outcome) -> list[Any]:
+    def _opened(self, group: Sequence[Row], outcome: Outcome) -> list[Any]:
         kept = [row.kept for row in group]
         cache = self._kv.open(kept + kept[:1] * (self._kv.sizes.rows(len(group)) - len(group)))
         if group[0].cached:
@@ -119,9 +188,16 @@ class Prefill:
     def _waits(self) -> bool:
         return not (self._rows.decoding and self._kv.ahead)
 
-    def _join(self, group: Sequence[Row], cache: list[Any]) -> None:
-        self._kv.join([row.id for row in group], cache, [row.cached for row in group])
-        for row in group:
-            row.cache = []
-            self._rows.join(row)
-            self._reuse.keep(row)
+    def _rides(self, row: Row, one: Pass) -> bool:
+        """Not where it was cancelled or sent back since, even if it is to begin again by now."""
+        return row.cache is one.cache and row in self._rows.prefilling
+
+    def _join(self, one: Pass) -> None:
+        self._kv.join([row.id for row in one.rows], one.cache, [one.start + tokens for tokens in one.tokens])
+        for row in one.rows:
+            if self._rides(row, one):
+                row.cache = []
+                self._rows.join(row)
+                self._reuse.keep(row)
+            else:
+                self._kv.leave(row.id)
