@@ -1,7 +1,7 @@
 """The limit: `raw_loop.py MODEL` steps a static batch as fast as one process can, with no server around it.
 
 All rows are equally long, so there is no mask; none joins or leaves; nothing is detokenized or sent. One step of
-look-ahead. Reads cells as lines of JSON from its input, and answers each with a line of figures.
+look-ahead. Products are MLX's own. Reads cells as lines of JSON from its input, and answers each with a line of figures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Draw = Callable[[mx.array, int], mx.array]
 
 def main(folder: Path) -> None:
     blas.install()
-    model = load.load(folder, lambda _stage: None).model
+    model = load.load(folder, lambda _stage: None, plain_products=True).model
     print(json.dumps({"device": str(mx.default_device())}), flush=True)
     for line in sys.stdin:
         print(json.dumps(measured(model, **json.loads(line))), flush=True)

@@ -16,7 +16,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
 
-from mlxrpc_server.engine import device, quantized
+from mlxrpc_server.engine import device, quantized, thin
+from mlxrpc_server.engine.kernels import product
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.lanes import Lanes
 from mlxrpc_server.engine.layouts import layouts
@@ -65,17 +66,21 @@ def load(
     kv_bits: int | None = None,
     metal_kernels: bool = False,
     keep_quantized: bool = False,
+    plain_products: bool = False,
     free_bytes: Callable[[], int] = device.free_bytes,
 ) -> Loaded:
     """Raises CannotLoad, and nothing else: whoever waits for the model is told the cause.
 
-    Quantized weights become float32 on a CPU, unless they are to be measured as they are: `keep_quantized`.
+    Quantized weights become float32 on a CPU, unless they are to be measured as they are: `keep_quantized`. Products
+    of few rows are computed in the way that is fastest on this device, unless MLX's own are wanted: `plain_products`.
     """
     report("config")
     _check_config(path)
     try:
         model, dtype = _model(path, report, keep_quantized, free_bytes)
         report("warm-up")
+        if not plain_products:
+            _quicken(model)
         probe = _probe_tokens()
         kv = proven(model, probe, dtype, room, kv_bits, metal_kernels=metal_kernels)
         report("ready")
@@ -134,6 +139,11 @@ def _widen(model: Any, free_bytes: Callable[[], int]) -> None:
         # First the scales, from which most modes take the precision of the product; then what the other modes gave.
         model.set_dtype(mx.float32)
         mlx_lm_utils.dequantize_model(model).set_dtype(mx.float32)
+
+
+def _quicken(model: Any) -> None:
+    if product.available():
+        log.info("products of few rows take a kernel of our own", extra={"layers": thin.install(model)})
 
 
 def _settle(model: Any) -> mx.Dtype:
