@@ -21,7 +21,7 @@ from llguidance import LLMatcher, LLTokenizer, regex_to_lark
 
 from mlxrpc_server.deep import deep_thread
 from mlxrpc_server.errors import InvalidRequest, Violation, shortened
-from mlxrpc_server.matchers import LIMITS, matcher_of, without_state
+from mlxrpc_server.matchers import LIMITS, TOO_LONG, gave_up, matcher_of, without_state
 from mlxrpc_server.types import Constraint, ConstraintKind, RequestId
 
 log = logging.getLogger(__name__)
@@ -291,6 +291,8 @@ def _bytes() -> LLTokenizer:
 def _in_words(error: str) -> str:
     """llguidance's own sentence; behind an expression that is wrong, the reason alone."""
     sentence = without_state(error)
+    if gave_up(sentence):
+        return f"cannot be honoured: {TOO_LONG}"
     if sentence.startswith("NoExtension"):
         return "cannot progress: no text fulfils it"
     if "\nerror: " in sentence:

@@ -7,65 +7,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import jsonschema
-import mlx.core as mx
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrpc_server.constraints import fault, grammar
 from mlxrpc_server.engine import constraint, wire
-from mlxrpc_server.engine.constraint import Broken, Grammars, Guide, Masks, Reader
-from mlxrpc_server.engine.row import Row
+from mlxrpc_server.engine.constraint import Broken, Grammars
+from mlxrpc_server.engine.masks import Masks, Reader
 from mlxrpc_server.engine.wire import Left
-from mlxrpc_server.types import Constraint, ConstraintKind, Sampling
-from tests.engine import tiny
+from mlxrpc_server.types import Constraint, ConstraintKind
+from tests.engine.bound import (
+    ANSWER,
+    END,
+    MODEL,
+    SPELLING,
+    THINK,
+    allowed,
+    begun,
+    bound_row,
+    ids,
+    regex,
+    run,
+    spelled,
+    warm,
+)
 from tests.engine.running import GREEDY, Run, alone, row
 
-MODEL = tiny.attention()
-
-END = 94
-THINK, ANSWER = 92, 93
-SPELLING = [bytes([code]) for code in range(0x20, 0x7F) if chr(code) not in "@`~"] + [b""] * 3
-"""One less than the logits: models are often padded. The last three say nothing."""
-
-GRAMMARS = Grammars(SPELLING)
-
-
-def regex(expression: str) -> wire.Constraint:
-    return wire.Constraint(grammar(Constraint(ConstraintKind.REGEX, expression)))
-
-
-def begun(bound: wire.Constraint, produced: Sequence[int] = ()) -> Guide:
-    return GRAMMARS.begin(bound, produced).result()
-
-
-def bound_row(number: int, bound: wire.Constraint, produced: Sequence[int] = (), **settings: Any) -> Row:
-    given: dict[str, Any] = {"max_tokens": 40, "stop_ids": [END], "sampling": warm(number)} | settings
-    return row(number, [3, 4, 5], produced=produced, guide=begun(bound, produced), **given)
-
-
-def warm(seed: int) -> Sampling:
-    return Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=seed)
-
-
-def run(*rows: Row, **settings: Any) -> Run:
-    batch = Run(MODEL, **settings)
-    for one in rows:
-        batch.batch.submit(one)
-    return batch.to_end()
-
-
-def spelled(tokens: Sequence[int]) -> str:
-    return b"".join(SPELLING[token] for token in tokens).decode()
-
-
-def ids(text: str) -> list[int]:
-    return [SPELLING.index(character.encode()) for character in text]
-
-
-def ends(seen: Run, number: int) -> list[Left]:
-    return seen.left(number)
+NO_FORCING = '\n%llguidance { "no_forcing": true }'
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -74,7 +43,7 @@ def test_a_row_says_what_its_grammar_allows_and_ends_with_it(ahead: bool) -> Non
     texts = [spelled(seen.tokens(number)) for number in range(8)]
     assert all(len(text) == 6 and text[2] == "-" and text[3:].isdigit() for text in texts)
     assert len(set(texts)) > 1
-    assert all(ends(seen, number) == [Left.CONSTRAINT_COMPLETE] for number in range(8))
+    assert all(seen.left(number) == [Left.CONSTRAINT_COMPLETE] for number in range(8))
 
 
 def test_being_a_step_ahead_changes_no_token() -> None:
@@ -148,7 +117,7 @@ def test_a_row_goes_on_behind_any_of_its_tokens(ahead: bool) -> None:
 
 
 def test_tokens_that_cannot_have_been_are_refused() -> None:
-    with pytest.raises(Broken, match="token 1 of those produced before"):
+    with pytest.raises(Broken, match="at token 1 of those produced before, the text cannot go on"):
         begun(regex("ab"), ids("aa"))
     with pytest.raises(Broken, match="unknown name"):
         begun(wire.Constraint("start: x"))
@@ -199,27 +168,6 @@ def test_line_breaks_behind_thinking_belong_to_it() -> None:
     assert may_follow([1, 4, 3, 2]) == {0}
     assert may_follow([1, 4, 3, 0]) == {0}
     grammars.close()
-
-
-def allowed(masks: Masks, width: int = tiny.VOCABULARY) -> set[int]:
-    logits = masks.apply(mx.zeros((1, width)))
-    return {token for token, logit in enumerate(np.array(logits[0])) if logit == 0}
-
-
-@pytest.mark.parametrize("width", [40, len(SPELLING), 127, 128, 129, 300])
-def test_masks_fit_logits_of_any_width(width: int) -> None:
-    masks = Masks([Reader(begun(regex("[!-)]|x")), [END])])
-    assert allowed(masks, width) == {token for token in ids("!\"#$%&'()x") if token < width}
-
-
-def test_a_row_that_thinks_may_say_anything_but_its_end() -> None:
-    masks = Masks([Reader(begun(wire.Constraint(regex("a").grammar, [ANSWER])), [END])])
-    assert allowed(masks) == set(range(len(SPELLING))) - {END}
-
-
-def test_where_nobody_is_bound_the_logits_stay_as_they_are() -> None:
-    logits = mx.zeros((2, 8))
-    assert Masks([Reader(None, []), Reader(None, [])]).apply(logits) is logits
 
 
 def test_so_many_grammars_are_kept_and_no_more() -> None:

@@ -172,7 +172,7 @@ def test_a_row_whose_tokens_break_its_grammar_leaves_with_the_cause() -> None:
     assert ends(line) == [(1, wire.Left.CONSTRAINT_BROKEN)]
     ((row, cause),) = line.steps[-1].causes
     assert row == 1
-    assert cause.startswith("token 0 of those produced before")
+    assert cause == "at token 0 of those produced before, the text cannot go on as it does"
 
 
 def test_a_row_is_cancelled_while_its_grammar_waits() -> None:

@@ -21,9 +21,9 @@ from typing import Any, cast
 import mlx.core as mx
 
 from mlxrpc_server.engine.admission import Admission
-from mlxrpc_server.engine.constraint import Masks, Reader
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.logprobs import Asked, Unread
+from mlxrpc_server.engine.masks import Masks, Reader
 from mlxrpc_server.engine.minimum import Minimum
 from mlxrpc_server.engine.outcome import Outcome
 from mlxrpc_server.engine.pace import Pace

@@ -1,4 +1,4 @@
-"""What constrained rows may say next: compiled grammars, one guide a row, and the masks that guides put on logits.
+"""Compiled grammars, and one guide a row, which knows how far the row's text has come in its grammar.
 
 Knows what each token id says in bytes, and llguidance; nothing of schemas or requests, which came to grammars in the
 server process. Grammars are compiled in a thread of their own, because large ones take seconds.
@@ -6,23 +6,17 @@ server process. Grammars are compiled in a thread of their own, because large on
 
 from __future__ import annotations
 
-import functools
+import time
 from collections import OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
-import mlx.core as mx
-import numpy as np
-from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
-from llguidance.numpy import fill_next_token_bitmask_par
-from numpy.typing import NDArray
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from mlxrpc_server.deep import deep_thread
 from mlxrpc_server.engine import wire
-from mlxrpc_server.engine.some import Some
-from mlxrpc_server.engine.wire import Left
-from mlxrpc_server.matchers import matcher_of, without_state
+from mlxrpc_server.engine.effort import Effort
+from mlxrpc_server.matchers import TOO_LONG, gave_up, matcher_of, without_state
 
 MOST_COMPILED = 64
 """Grammars that are kept; one takes from some kilobytes to a few megabytes."""
@@ -41,9 +35,11 @@ class Broken(Exception):
 class Grammars:
     """The grammars of one model's rows, compiled; those used last are kept."""
 
-    def __init__(self, spelling: Sequence[bytes]) -> None:
+    def __init__(self, spelling: Sequence[bytes], clock: Callable[[], float] = time.thread_time) -> None:
+        """`clock`: what following them is measured by."""
         self.spelling = spelling
         self.words = len(spelling)
+        self._clock = clock
         self._breaks = frozenset(token for token, said in enumerate(spelling) if said and not said.strip(b"\n"))
         self._thread = deep_thread("grammars")
         self._tokenizer = self._thread.submit(_tokenizer, spelling)
@@ -62,11 +58,12 @@ class Grammars:
 
     def _begun(self, constraint: wire.Constraint, produced: Sequence[int]) -> Guide:
         matcher = self._matcher(constraint.grammar)
-        guide = Guide(matcher, self.words, constraint.after, constraint.opening, self._breaks)
+        effort = Effort(self._clock)
+        guide = Guide(matcher, self.words, constraint.after, constraint.opening, self._breaks, effort)
         for place, token in enumerate(produced):
             guide.follow(token)
             if guide.fault:
-                raise Broken(f"token {place} of those produced before cannot stand there: {guide.fault}")
+                raise Broken(f"at token {place} of those produced before, {guide.fault}")
         return guide
 
     def _matcher(self, grammar: str) -> LLMatcher:
@@ -74,7 +71,7 @@ class Grammars:
         if grammar not in self._compiled:
             matcher = matcher_of(self._tokenizer.result(), grammar)
             if matcher.is_error():
-                raise Broken(first_line(matcher.get_error()))
+                raise Broken(f"the grammar cannot be read: {_first_line(matcher.get_error())}")
             self._compiled[grammar] = matcher
             if len(self._compiled) > MOST_COMPILED:
                 self._compiled.popitem(last=False)
@@ -96,8 +93,10 @@ class Guide:
         after: Sequence[int] = (),
         opening: int | None = None,
         breaks: Collection[int] = (),
+        effort: Effort | None = None,
     ) -> None:
         self.matcher = matcher
+        self.effort = effort or Effort()
         self.words = words
         self.fault = ""
         """Why it cannot go on."""
@@ -132,69 +131,31 @@ class Guide:
             self._breaks_left -= 1
         else:
             self._breaks_left = 0
-            if not self.matcher.consume_token(token):
-                self.fault = first_line(self.matcher.get_error()) or "nothing may follow the text"
+            self._take(token)
+
+    def _take(self, token: int) -> None:
+        self.effort.token()
+        taken = self.effort.of(lambda: self.matcher.consume_token(token))
+        if not self.stuck() and not taken:
+            self.fault = "nothing may follow the text"
+
+    def stuck(self) -> bool:
+        """Whether the grammar cannot be followed from here."""
+        if self.matcher.is_error():
+            self.fault = _in_words(self.matcher.get_error())
+        elif self.effort.too_much and not self.matcher.is_stopped():
+            self.fault = TOO_LONG
+        return bool(self.fault)
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """A row as masks see it."""
-
-    guide: Guide | None
-    """None where it may say anything."""
-    stop_ids: Collection[int]
+def _in_words(error: str) -> str:
+    """Of a token that does not fit, llguidance tells bytes and its own state: nobody's concern."""
+    if gave_up(error):
+        return TOO_LONG
+    return "the text cannot go on as it does" if "satisfy the grammar" in error else _first_line(error)
 
 
-class Masks:
-    """What each of a batch's rows may say next. Made on the host, while the device computes the logits."""
-
-    def __init__(self, readers: Sequence[Reader]) -> None:
-        self._guided = [(place, one.guide, one.stop_ids) for place, one in enumerate(readers) if one.guide is not None]
-        self._some = Some([one.guide is not None for one in readers])
-        self.ended: dict[int, Left] = {}
-        """The places of rows that have nothing left to say, and why."""
-        if self._guided:
-            self._words = self._guided[0][1].words
-            self._bits = np.full((len(self._guided), self._words // 32 + 1), 0xFFFFFFFF, dtype=np.uint32)
-            self._fill()
-
-    def apply(self, logits: mx.array) -> mx.array:
-        if not self._guided:
-            return logits
-        allowed = _fitted(_expanded(mx.array(self._bits))[:, : self._words], logits.shape[-1])
-        return self._some.put(logits, mx.where(allowed, self._some.of(logits), -mx.inf))
-
-    def _fill(self) -> None:
-        bound = [(guide.matcher, number) for number, (_, guide, _) in enumerate(self._guided) if not guide.free]
-        if bound:
-            fill_next_token_bitmask_par(_executor(), bound, self._bits.view(np.int32))
-        for bits, (place, guide, stop_ids) in zip(self._bits, self._guided, strict=True):
-            if (ended := self._settle(bits, guide, stop_ids)) is not None:
-                self.ended[place] = ended
-
-    def _settle(self, bits: NDArray[np.uint32], guide: Guide, stop_ids: Collection[int]) -> Left | None:
-        """Stop tokens may be drawn where the text may end, and there alone."""
-        if not guide.free and guide.matcher.is_error():
-            guide.fault = first_line(guide.matcher.get_error())
-            return _opened(bits, Left.CONSTRAINT_BROKEN)
-        may_end = not guide.free and _has(bits, self._words)
-        for token in (self._words, *stop_ids):
-            _set(bits, token, allowed=False)
-        if not bits.any():
-            guide.fault = "" if may_end else "no token of the model may stand there"
-            return _opened(bits, Left.CONSTRAINT_COMPLETE if may_end else Left.CONSTRAINT_BROKEN)
-        for token in (*guide.besides, *(stop_ids if may_end else ())):
-            _set(bits, token, allowed=True)
-        return None
-
-
-@functools.cache
-def _executor() -> LLExecutor:
-    """Threads for the masks of a step: llguidance takes most of the machine's processors, up to 32."""
-    return LLExecutor()
-
-
-def first_line(error: str) -> str:
+def _first_line(error: str) -> str:
     return without_state(error).split("\n")[0]
 
 
@@ -214,31 +175,3 @@ class _Words:
 
     def __call__(self, text: str) -> list[int]:
         return []
-
-
-def _opened(bits: NDArray[np.uint32], ended: Left) -> Left:
-    """A row that has ended rides in this step still, and whatever it draws is dropped: only never from nothing."""
-    bits.fill(0xFFFFFFFF)
-    return ended
-
-
-def _has(bits: NDArray[np.uint32], token: int) -> bool:
-    return bool(bits[token // 32] >> np.uint32(token % 32) & np.uint32(1))
-
-
-def _set(bits: NDArray[np.uint32], token: int, *, allowed: bool) -> None:
-    if token // 32 < len(bits):
-        bit = np.uint32(1 << token % 32)
-        bits[token // 32] = bits[token // 32] | bit if allowed else bits[token // 32] & ~bit
-
-
-def _expanded(bits: mx.array) -> mx.array:
-    """[rows, words] into [rows, 32 words] of booleans."""
-    places = mx.arange(32, dtype=mx.uint32)
-    return (((bits[:, :, None] >> places) & 1) > 0).reshape(bits.shape[0], -1)
-
-
-def _fitted(allowed: mx.array, width: int) -> mx.array:
-    """To the logits' width: a model may have more of them than its tokenizer has tokens, or fewer."""
-    missing = width - allowed.shape[-1]
-    return mx.pad(allowed, [(0, 0), (0, missing)]) if missing > 0 else allowed[:, :width]
