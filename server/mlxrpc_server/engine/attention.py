@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import mlx.core as mx
 from mlx_lm.models import base
 
+from mlxrpc_server.engine import exponentials
+
 NAME = "scaled_dot_product_attention"
 
 
@@ -39,7 +41,8 @@ def stand_in(*, return_array: bool, window: int | None) -> Window | None:
 
 
 def route(model: Any) -> None:
-    """From now on the model's attention asks what is stored; whatever is not `Stored` goes mlx-lm's own way."""
+    """From now on the model's attention asks what is stored. Whatever is not `Stored` goes mlx-lm's own way, but for
+    prompts on a CPU."""
     for module in {type(part).__module__ for part in model.modules()}:
         namespace = sys.modules[module]
         if getattr(namespace, NAME, None) is base.scaled_dot_product_attention:
@@ -59,5 +62,7 @@ def _attention(
         if sinks is not None:
             raise NotImplementedError("rows that are stored together have no attention sinks")
         return keys.attend(queries, scale, mask)
+    if isinstance(keys, mx.array) and exponentials.suits(queries, mask, sinks):
+        return exponentials.attend(queries, keys, values, scale)
     attended: mx.array = base.scaled_dot_product_attention(queries, keys, values, cache, scale, mask, sinks)
     return attended
