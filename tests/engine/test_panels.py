@@ -134,6 +134,12 @@ def test_a_model_that_reads_its_weights_itself_stays() -> None:
     assert mx.array_equal(bare(TOKENS), expected)
 
 
+def test_panels_pay_where_openblas_has_kernels_for_small_products() -> None:
+    assert panels.pay("scipy-openblas32 0.3.34 SkylakeX")
+    assert not panels.pay("scipy-openblas32 0.3.34 Haswell")
+    assert not panels.pay("reference")
+
+
 def test_half_precision_stays() -> None:
     laid_out = model()
     laid_out.set_dtype(mx.bfloat16)

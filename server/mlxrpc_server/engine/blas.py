@@ -41,6 +41,7 @@ class Unusable(Exception):
 @dataclass(frozen=True, slots=True)
 class Blas:
     name: str
+    """With its version, and the kind of core whose kernels it chose."""
     addresses: Mapping[str, int]
     """Of the functions. Their library stays open: ctypes closes none."""
 
@@ -100,16 +101,18 @@ def opened(name: str, path: str, prefix: str = "") -> Blas:
         # Local: it has more names than those three, and must not take the place of anybody's.
         library = ctypes.CDLL(path, mode=os.RTLD_LOCAL | os.RTLD_NOW)
         get_config = library[f"{prefix}openblas_get_config"]
+        get_corename = library[f"{prefix}openblas_get_corename"]
         set_num_threads = library[f"{prefix}openblas_set_num_threads"]
         addresses = {name: _address(library[prefix + name]) for name in FUNCTIONS}
     except (OSError, AttributeError) as error:
         raise Unusable(str(error)) from error
-    get_config.restype = ctypes.c_char_p
+    get_config.restype = get_corename.restype = ctypes.c_char_p
     config = get_config().decode()
     if "USE64BITINT" in config:
         raise Unusable(f"{path} takes sizes of 64 bits, where MLX passes 32")
     set_num_threads(ctypes.c_int(THREADS))
-    return Blas(f"{name} {config.removeprefix('OpenBLAS').split()[0]}", addresses)
+    version = config.removeprefix("OpenBLAS").split()[0]
+    return Blas(f"{name} {version} {get_corename().decode()}", addresses)
 
 
 def _address(function: object) -> int:
