@@ -11,6 +11,7 @@ import numpy as np
 from mlxrpc_server.constraints import grammar
 from mlxrpc_server.engine import wire
 from mlxrpc_server.engine.constraint import Grammars, Guide
+from mlxrpc_server.engine.effort import Effort
 from mlxrpc_server.engine.masks import Masks
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.types import Constraint, ConstraintKind, Sampling
@@ -44,7 +45,8 @@ def bound_row(
 
 def costly(seconds: float) -> Grammars:
     """All that is done with one of these takes so long, by its clock."""
-    return Grammars(SPELLING, HandClock(seconds))
+    clock = HandClock(seconds)
+    return Grammars(SPELLING, lambda: Effort(clock, clock))
 
 
 def warm(seed: int) -> Sampling:

@@ -13,7 +13,7 @@ from tests.engine.running import HandClock
 def spent(clock: HandClock, effort: Effort, seconds: float) -> Effort:
     clock.tick = seconds
     effort.token()
-    effort.of(lambda: None)
+    effort.paid(lambda: None)
     return effort
 
 
@@ -50,7 +50,20 @@ def test_nothing_is_saved_up() -> None:
     assert spent(clock, effort, MOST + SHARE).too_much
 
 
-def test_whoever_takes_more_than_a_share_is_watched() -> None:
-    clock = HandClock()
-    assert not spent(clock, Effort(clock), SHARE / 2).watched
-    assert spent(clock, spent(clock, Effort(clock), 2 * SHARE), 0).watched
+def test_the_first_that_takes_long_is_only_watched_for_it() -> None:
+    clock = HandClock(MOST + 2 * SHARE)
+    effort = Effort(clock, clock)
+    effort.of(lambda: None)
+    assert effort.watched
+    assert not effort.too_much
+    effort.of(lambda: None)
+    assert effort.too_much
+
+
+def test_who_is_quick_is_asked_by_a_glance_alone() -> None:
+    dear, glance = HandClock(1), HandClock(SHARE / 2)
+    effort = Effort(dear, glance)
+    for _ in range(100):
+        effort.of(lambda: None)
+    assert not effort.watched
+    assert dear() == 1

@@ -6,7 +6,6 @@ server process. Grammars are compiled in a thread of their own, because large on
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
@@ -35,11 +34,11 @@ class Broken(Exception):
 class Grammars:
     """The grammars of one model's rows, compiled; those used last are kept."""
 
-    def __init__(self, spelling: Sequence[bytes], clock: Callable[[], float] = time.thread_time) -> None:
-        """`clock`: what following them is measured by."""
+    def __init__(self, spelling: Sequence[bytes], effort: Callable[[], Effort] = Effort) -> None:
+        """`effort` opens a row's account."""
         self.spelling = spelling
         self.words = len(spelling)
-        self._clock = clock
+        self._effort = effort
         self._breaks = frozenset(token for token, said in enumerate(spelling) if said and not said.strip(b"\n"))
         self._thread = deep_thread("grammars")
         self._tokenizer = self._thread.submit(_tokenizer, spelling)
@@ -58,8 +57,7 @@ class Grammars:
 
     def _begun(self, constraint: wire.Constraint, produced: Sequence[int]) -> Guide:
         matcher = self._matcher(constraint.grammar)
-        effort = Effort(self._clock)
-        guide = Guide(matcher, self.words, constraint.after, constraint.opening, self._breaks, effort)
+        guide = Guide(matcher, self.words, constraint.after, constraint.opening, self._breaks, self._effort())
         for place, token in enumerate(produced):
             guide.follow(token)
             if guide.fault:

@@ -79,7 +79,7 @@ class Masks:
 
         def fill(guide: Guide, number: int) -> None:
             guide.effort.watched = False
-            guide.effort.of(lambda: fill_next_token_bitmask(guide.matcher, bits, number))
+            guide.effort.paid(lambda: fill_next_token_bitmask(guide.matcher, bits, number))
 
         if bound:
             list(_threads().map(fill, *zip(*bound, strict=True)))
