@@ -157,6 +157,7 @@ class Server:
             log_format=self._config.log_format,
             max_rows=self._config.max_rows,
             prefill_tokens=self._config.prefill_tokens,
+            models=self._config.limits.max_loaded,
             kv_bits=entry.config.kv_bits,
             metal_kernels=entry.config.metal_kernels,
             prefix_bytes=self._config.prefix_bytes,

@@ -207,6 +207,18 @@ def test_bytes_are_those_of_slabs_and_none_when_all_rows_have_left() -> None:
     assert rows.kv.nbytes == 0
 
 
+def test_what_is_reserved_is_held_before_the_first_row_and_behind_the_last() -> None:
+    kv = Paged(MODEL, FORM, PlainStore(FORM, SLAB), reserve=3 * SLAB * FORM.page_bytes)
+    reserved = kv.nbytes
+    rows = Rows()
+    rows.kv = kv
+    rows.join(tokens(9 * SLAB * SIZE))
+    assert rows.step() < TOLERANCE
+    assert rows.kv.nbytes > reserved == 3 * SLAB * FORM.page_bytes
+    rows.leave(0)
+    assert rows.kv.nbytes == reserved
+
+
 def test_slabs_are_given_back_when_most_of_them_are_free() -> None:
     rows = Rows()
     rows.join([1, 2])

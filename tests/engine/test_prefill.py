@@ -41,9 +41,9 @@ def prompt_of(number: int) -> list[int]:
 def test_its_layers_are_shared_out_among_steps_in_which_the_others_go_on() -> None:
     run = beside_a_row()
     submitted(run, 1)
-    steps = [run.step() for _ in range(2)]
-    assert [outcome.prefilled for outcome in steps] == [[], [(1, 29)]]
-    assert [[name for name, _ in outcome.tokens] for outcome in steps] == [[0], [0]]
+    steps = [run.step() for _ in range(3)]
+    assert [outcome.prefilled for outcome in steps] == [[], [], [(1, 29)]]
+    assert [[name for name, _ in outcome.tokens] for outcome in steps] == [[0], [0], [0]]
     assert run.to_end().tokens(1) == expected(1, prompt_of(1), 8)
     assert run.tokens(0) == expected(0, RUNNING, 60)
 
@@ -52,7 +52,7 @@ def test_its_layers_are_shared_out_among_steps_in_which_the_others_go_on() -> No
 def test_of_rows_that_go_through_together_one_may_be_cancelled_half_way(gone: int) -> None:
     run = beside_a_row()
     submitted(run, 1, 2)
-    assert run.step().prefilled == []
+    run.step(2)
     run.batch.cancel(row(gone, []).id)
     stays = 3 - gone
     assert run.to_end().left(gone) == [Left.CANCELLED]
@@ -64,7 +64,7 @@ def test_of_rows_that_go_through_together_one_may_be_cancelled_half_way(gone: in
 def test_where_all_of_them_are_cancelled_the_rest_is_not_computed() -> None:
     run = beside_a_row()
     submitted(run, 1)
-    run.step()
+    run.step(2)
     run.batch.cancel(row(1, []).id)
     submitted(run, 2)
     assert run.to_end().left(1) == [Left.CANCELLED]
@@ -75,7 +75,7 @@ def test_where_all_of_them_are_cancelled_the_rest_is_not_computed() -> None:
 def test_after_a_step_that_raised_it_begins_again() -> None:
     run = beside_a_row()
     submitted(run, 1)
-    run.step()
+    run.step(2)
     run.outcomes.append(run.batch.rebuild())
     assert run.to_end().tokens(1) == expected(1, prompt_of(1), 8)
     assert run.tokens(0) == expected(0, RUNNING, 60)
@@ -84,7 +84,7 @@ def test_after_a_step_that_raised_it_begins_again() -> None:
 def test_when_nobody_waits_for_it_any_more_the_rest_goes_through_at_once() -> None:
     run = beside_a_row(max_tokens=9)
     submitted(run, 1)
-    run.step()
+    run.step(2)
     run.batch.cancel(row(0, []).id)
     assert run.step().prefilled == [(1, 29)]
     assert run.to_end().tokens(1) == expected(1, prompt_of(1), 8)

@@ -23,7 +23,8 @@ class Ours:
 
     def command(self, model: Path, port: int, rows: int) -> list[str]:
         command = [sys.executable, "-m", "mlxrpc_server", "--model", f"bench={model}", "--listen", f"127.0.0.1:{port}"]
-        return [*command, "--max-rows", str(rows), "--max-in-flight", "1024", "--longest-wait", "300"]
+        command += ["--max-loaded-models", "1", "--max-rows", str(rows)]
+        return [*command, "--max-in-flight", "1024", "--longest-wait", "300"]
 
     def environment(self) -> dict[str, str]:
         return {}

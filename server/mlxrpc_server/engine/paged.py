@@ -112,12 +112,14 @@ class Paged:
     ahead = True
     whole = False
 
-    def __init__(self, model: Any, form: Form, store: Store, room: Room = UNBOUNDED) -> None:
+    def __init__(self, model: Any, form: Form, store: Store, room: Room = UNBOUNDED, *, reserve: int = 0) -> None:
+        """`reserve`: bytes that are held while there are no rows too, so that the next ones need not wait for memory."""
         attention.route(model)
         self._model = model
         self._form = form
         self._store = store
         self._slab = store.slab
+        self._least = reserve // (self._slab * form.page_bytes)
         self.sizes = store.sizes
         self._room = room
         self._pages = Pages()
@@ -128,6 +130,7 @@ class Paged:
         self._order: list[RowId] = []
         self._layers = [_Layer(self, layer) for layer in range(form.layers)]
         self._often = Often(self._pass)
+        self._hold()
 
     @property
     def nbytes(self) -> int:
@@ -242,6 +245,7 @@ class Paged:
             held = max(need, min(most, held + held // 4))
         elif not need or held > 2 * need:
             held = need
+        held = max(held, self._least)
         if held != self._slabs:
             self._store.hold(held)
             self._slabs = held

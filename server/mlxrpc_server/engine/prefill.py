@@ -107,6 +107,8 @@ class Prefill:
             if self._pass is None:
                 self._pass = self._begun(most - spent, outcome)
                 self._pass.cut(self._pace.parts(self._pass.fed, **crowd))
+                if len(self._pass.left) > 1:  # to begin it has taken its part of the step
+                    break
             one = self._pass
             one.dispatch(wait=False)
             if one.left:

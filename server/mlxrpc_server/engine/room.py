@@ -17,11 +17,10 @@ COLUMN_STEP = 256
 SHORT_STEP = 64
 """And by multiples of this up to COLUMN_STEP."""
 
-SHARE = 1 / 8
-"""Of the device's memory. Four models are loaded at once by default: together their keys and values get half of it.
-The other half is for weights, and for what these numbers leave out: a chunk's transients, the cache of the row in
-prefill, a layer's old array beside its new one."""
-
+SHARE = 1 / 2
+"""Of the device's memory, for the keys and values of all models that may be loaded at once. The other half is for
+weights, and for what these numbers leave out: a chunk's transients, the cache of the row in prefill, a layer's old array
+beside its new one."""
 
 PREFIX_SHARE = 1 / 2
 """Of the room for keys and values, that what is kept of rows' beginnings may take while rows leave it."""

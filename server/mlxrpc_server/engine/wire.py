@@ -36,6 +36,8 @@ class Load(Message, frozen=True):
     """The most prompt tokens that one step prefills."""
     kv_bytes: int = 0
     """For the rows' keys and values; 0 for a share of the device's memory. One row alone always runs."""
+    models: int = 1
+    """That may be loaded at once, and share the device's memory."""
     kv_bits: int | None = None
     """In how many bits keys and values are kept; None: as they are computed."""
     metal_kernels: bool = False

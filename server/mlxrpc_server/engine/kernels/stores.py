@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxrpc_server.engine import device
 from mlxrpc_server.engine.kernels import metal
 from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kernels.metal import MetalStore
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 SLAB_BYTES = 256 << 20
 """Memory is taken in slabs of about this, where there is room for many of them."""
+
+RESERVE = 1 / 8
+"""Of the room, where that is not endless, taken at once: to ask a driver for memory can take longer than a step."""
 
 LENGTHS = (0, 3 * SIZE - 1, 7, 9 * SIZE, 1)
 """Rows that the kernels are tried on: empty, up to a page's end, and cut into parts."""
@@ -36,7 +40,8 @@ def layout(model: Any, sample: Sequence[Any], room: Room, *, metal_kernels: bool
     """The model's rows in pages, where its caches behind one token and this device allow it."""
     form = form_of(model, sample) if mx.default_device() == mx.Device(mx.gpu) else None
     store = form and of_this_device(form, room, metal_kernels=metal_kernels)
-    return Paged(model, form, store, room) if form and store else None
+    reserve = int(RESERVE * room.bytes) if room.bytes < device.memory_bytes() else 0
+    return Paged(model, form, store, room, reserve=reserve) if form and store else None
 
 
 def of_this_device(form: Form, room: Room, *, metal_kernels: bool) -> Store | None:
