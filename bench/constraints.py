@@ -55,9 +55,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     chosen = parser.parse_args()
     if mx.default_device() == mx.Device(mx.cpu):
-        blas.install()
+        installed = blas.install()
         mx.disable_compile()  # as the worker does there
-    loaded = load.load(chosen.model, lambda _stage: None)
+    loaded = load.load(chosen.model, lambda _stage: None, blas=installed)
     tokenizer = Tokenizer.load(chosen.model)
     begun = time.perf_counter()
     grammars = Grammars(tokenizer.vocabulary.pieces)

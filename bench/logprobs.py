@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     chosen = parser.parse_args()
     if mx.default_device() == mx.Device(mx.cpu):
-        blas.install()
+        installed = blas.install()
         mx.disable_compile()  # as the worker does there
-    loaded = load.load(chosen.model, lambda _stage: None)
+    loaded = load.load(chosen.model, lambda _stage: None, blas=installed)
     pairs = [
         [step_seconds(loaded.model, loaded.kv, chosen.rows, logprobs) for logprobs in (-1, TOP)] for _ in range(ROUNDS)
     ]

@@ -30,10 +30,10 @@ LONG, SHORT = 4000, 8
 
 def main() -> None:
     chosen = arguments()
-    blas.install()
+    installed = blas.install()
     if mx.default_device() == mx.Device(mx.cpu):
         mx.disable_compile()  # as the worker does there
-    loaded = load.load(chosen.model, lambda _stage: None)
+    loaded = load.load(chosen.model, lambda _stage: None, blas=installed)
     shapes = [(rows, 64) for rows in doubled(1, chosen.rows)] + [(SOME, held) for held in doubled(128, chosen.tokens)]
     rounds = [[step(loaded, [held] * rows) for rows, held in shapes] for _ in range(ROUNDS)]
     print(

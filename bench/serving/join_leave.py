@@ -22,8 +22,8 @@ ROUNDS = 7
 
 
 def main(folder: Path, rows: int, tokens: int) -> None:
-    blas.install()
-    loaded = load.load(folder, lambda _stage: None)
+    installed = blas.install()
+    loaded = load.load(folder, lambda _stage: None, blas=installed)
     batch = Batch(loaded.model, loaded.kv, max_rows=rows + 1, prefill_tokens=2048, clock=time.perf_counter)
     for number in range(rows):
         batch.submit(row(number, tokens))

@@ -70,3 +70,9 @@ def test_a_prompt_suits_and_a_token_or_another_mask_does_not() -> None:
     assert not exponentials.suits(prompt, mx.ones((64, 64), dtype=mx.bool_), None)
     assert not exponentials.suits(prompt, causal, normal(4))
     assert not exponentials.suits(prompt.astype(mx.float16), causal, None)
+
+
+def test_its_slope_is_its_value() -> None:
+    values = mx.array([-3.0, 0.0, 1.5])
+    slope = mx.grad(lambda x: exponentials.exponential(x).sum())(values)
+    assert mx.allclose(slope, mx.exp(values), rtol=1e-5)

@@ -132,6 +132,7 @@ def _serve(channel: Channel, load: wire.Load) -> None:
             room,
             kv_bits=load.kv_bits,
             metal_kernels=load.metal_kernels,
+            blas=blas_name,
         )
     except CannotLoad as error:
         channel.send(wire.Failed(str(error)))
@@ -151,7 +152,7 @@ def _room(load: wire.Load) -> Room:
     from mlxrpc_server.engine import device
     from mlxrpc_server.engine.room import SHARE, Room
 
-    return Room(rows=load.max_rows, bytes=load.kv_bytes or int(SHARE * device.memory_bytes()))
+    return Room(rows=load.max_rows, bytes=load.kv_bytes or int(SHARE * device.memory_bytes() / load.models))
 
 
 def _batch(load: wire.Load, loaded: Loaded, room: Room) -> Batch:

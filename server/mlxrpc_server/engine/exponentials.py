@@ -34,6 +34,11 @@ _swiglu = activations.swiglu
 
 def exponential(x: mx.array) -> mx.array:
     """Of float32 up to `MOST`, to a unit or two of the last place; below `LEAST` it stays what it is there."""
+    powers: mx.array = _with_slope(x)
+    return powers
+
+
+def _powers(x: mx.array) -> mx.array:
     octaves = mx.maximum(x, LEAST) * math.log2(math.e)
     whole = mx.round(octaves)
     rest = (octaves - whole) * math.log(2)
@@ -42,6 +47,15 @@ def exponential(x: mx.array) -> mx.array:
         series = series * rest + term
     # Two to a whole power, written into the bits where float32 keeps its exponent.
     return series * ((whole.astype(mx.int32) + 127) << 23).view(mx.float32)
+
+
+_with_slope: Any = mx.custom_function(_powers)
+
+
+@_with_slope.vjp  # type: ignore[untyped-decorator]
+def _slope(_x: mx.array, cotangent: mx.array, powers: mx.array) -> mx.array:
+    """Bits have none of their own, and whoever trains a model in this process needs it."""
+    return cotangent * powers
 
 
 def route(model: Any) -> None:

@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
 
-from mlxrpc_server.engine import device, quantized, thin
+from mlxrpc_server.engine import device, exponentials, panels, quantized, thin
 from mlxrpc_server.engine.kernels import product
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.lanes import Lanes
@@ -58,18 +58,19 @@ class Loaded:
         return not isinstance(self.kv, Lanes)
 
 
-def load(
+def load(  # noqa: PLR0913
     path: Path,
     report: Report,
     room: Room = UNBOUNDED,
     *,
     kv_bits: int | None = None,
     metal_kernels: bool = False,
+    blas: str = "",
     keep_quantized: bool = False,
     plain_products: bool = False,
     free_bytes: Callable[[], int] = device.free_bytes,
 ) -> Loaded:
-    """Raises CannotLoad, and nothing else: whoever waits for the model is told the cause.
+    """Raises CannotLoad, and nothing else: whoever waits for the model is told the cause. `blas` is what was installed.
 
     Quantized weights become float32 on a CPU, unless they are to be measured as they are: `keep_quantized`. Products
     of few rows are computed in the way that is fastest on this device, unless MLX's own are wanted: `plain_products`.
@@ -80,7 +81,7 @@ def load(
         model, dtype = _model(path, report, keep_quantized, free_bytes)
         report("warm-up")
         if not plain_products:
-            _quicken(model)
+            _quicken(model, blas)
         probe = _probe_tokens()
         kv = proven(model, probe, dtype, room, kv_bits, metal_kernels=metal_kernels)
         report("ready")
@@ -141,9 +142,13 @@ def _widen(model: Any, free_bytes: Callable[[], int]) -> None:
         mlx_lm_utils.dequantize_model(model).set_dtype(mx.float32)
 
 
-def _quicken(model: Any) -> None:
+def _quicken(model: Any, blas: str) -> None:
     if product.available():
         log.info("products of few rows take a kernel of our own", extra={"layers": thin.install(model)})
+    if mx.default_device() == mx.Device(mx.cpu):
+        exponentials.route(model)
+        if panels.pay(blas):
+            log.info("matrices lie in panels, which this CPU reads fastest", extra={"layers": panels.install(model)})
 
 
 def _settle(model: Any) -> mx.Dtype:
