@@ -6,6 +6,7 @@ Single-threaded but for a watchdog: receive, step, reply. It serves one model un
 from __future__ import annotations
 
 import fcntl
+import gc
 import logging
 import os
 import select
@@ -138,6 +139,9 @@ def _serve(channel: Channel, load: wire.Load) -> None:
         channel.send(wire.Failed(str(error)))
         return
     batch = _batch(load, loaded, room)
+    # What is there now stays, and no collection is to go through it while rows wait.
+    gc.collect()
+    gc.freeze()
     channel.send(_ready(loaded, blas_name))
     Loop(channel, batch, loaded.vocabulary_size, clock=time.monotonic, grammars=grammars).run()
 

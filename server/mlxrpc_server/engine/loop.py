@@ -13,7 +13,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from mlxrpc_server.engine import wire
+from mlxrpc_server.engine import device, wire
 from mlxrpc_server.engine.batch import Batch
 from mlxrpc_server.engine.constraint import Broken, Grammars, Guide
 from mlxrpc_server.engine.outcome import Outcome
@@ -25,6 +25,9 @@ from mlxrpc_server.types import RowId
 log = logging.getLogger(__name__)
 
 STATS_EVERY = 1.0
+
+IDLE_CACHE = 1 / 64
+"""Of the device's memory, that MLX may keep for the next row while there is none: to ask a driver for it takes time."""
 
 COMPILES_WAIT = 0.02
 """Seconds between looks at the line while there is nothing but grammars to wait for."""
@@ -148,7 +151,7 @@ class Loop:
         if not self._batch.idle and now - self._stats_sent < STATS_EVERY:
             return
         self._stats_sent = now
-        if self._batch.idle:
+        if self._batch.idle and mx.get_cache_memory() > IDLE_CACHE * device.memory_bytes():
             mx.clear_cache()
         self._line.send(
             wire.Stats(
