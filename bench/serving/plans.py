@@ -85,7 +85,7 @@ LEVELS = (1, 8, 32, 64, 128)
 
 def gpu(scratch: Path) -> list[Plan]:
     """The closed loop on the shape of Qwen3-0.6B."""
-    cells: tuple[Cell, ...] = tuple(Closed(streams, 2, prompt=130, tokens=128, cap=25, warm=25) for streams in LEVELS)
+    cells: tuple[Cell, ...] = tuple(Closed(streams, 2, prompt=130, tokens=128, cap=18, warm=9) for streams in LEVELS)
     return [qwen(scratch, cells)]
 
 
@@ -103,7 +103,7 @@ def gpu_more(scratch: Path) -> list[Plan]:
 
 def qwen(scratch: Path, cells: tuple[Cell, ...], join: tuple[int, int] | None = None) -> Plan:
     model = weights.make("0.6B", scratch / "0.6B")
-    return Plan(name="Qwen3-0.6B shape, bfloat16", model=model, cells=cells, rows=128, drivers=4, join=join)
+    return Plan(name="Qwen3-0.6B shape, bfloat16", model=model, cells=cells, rows=128, drivers=4, raw_seconds=2, join=join)
 
 
 PLANS: Mapping[str, Plans] = {"short": short, "more": more, "tiny": tiny, "gpu": gpu, "gpu-more": gpu_more}

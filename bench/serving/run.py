@@ -96,7 +96,7 @@ class Run:
             self._measure_raw(plan)
             for contender in self._contenders:
                 Turn(self, plan, contender, number, prompts).take()
-        if plan.join is not None:
+        if plan.join is not None and not self.late:
             self._measure_joins(plan, *plan.join)
 
     @property
