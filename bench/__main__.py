@@ -19,10 +19,10 @@ from serving.contenders.ours import Ours
 from serving.contenders.smg import Smg
 from serving.plans import PLANS
 from serving.report import Report
-from serving.run import Run
+from serving.run import RAW, Run
 
 OUT = Path("build/bench")
-NAMES = ("mlxrpc", "mlx_lm.server", "smg-grpc-servicer")
+NAMES = ("mlxrpc", "mlx_lm.server", "smg-grpc-servicer", RAW)
 
 
 def main() -> None:
@@ -31,7 +31,8 @@ def main() -> None:
         checks.main()
         return
     smg = Smg(chosen.smg_python or sys.executable, chosen.smg_path) if chosen.smg_python or chosen.smg_path else None
-    run = Run(contenders(smg, chosen.only), chosen.seconds, lambda line: print(line, file=sys.stderr, flush=True))
+    measured = contenders(smg, chosen.only)
+    run = Run(measured, chosen.seconds, lambda line: print(line, file=sys.stderr, flush=True), raw=RAW in chosen.only)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             for plan in PLANS[chosen.word](Path(scratch)):

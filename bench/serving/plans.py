@@ -85,7 +85,7 @@ LEVELS = (1, 8, 32, 64, 128)
 
 def gpu(scratch: Path) -> list[Plan]:
     """The closed loop on the shape of Qwen3-0.6B."""
-    cells: tuple[Cell, ...] = tuple(Closed(streams, 2, prompt=130, tokens=128, cap=18, warm=9) for streams in LEVELS)
+    cells: tuple[Cell, ...] = tuple(Closed(streams, 2, prompt=130, tokens=128, cap=18, warm=8) for streams in LEVELS)
     return [qwen(scratch, cells)]
 
 

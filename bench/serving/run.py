@@ -84,8 +84,11 @@ class Results:
 
 
 class Run:
-    def __init__(self, contenders: Sequence[Contender], seconds: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, contenders: Sequence[Contender], seconds: float, say: Callable[[str], None], *, raw: bool = True
+    ) -> None:
         self._contenders = contenders
+        self._raw = raw
         self._end = time.monotonic() + seconds
         self._say = say
         self.results = Results([], [], [], [])
@@ -93,7 +96,8 @@ class Run:
     def measure(self, plan: Plan) -> None:
         prompts = Prompts.of(plan.model)
         for number in range(plan.rounds):
-            self._measure_raw(plan)
+            if self._raw:
+                self._measure_raw(plan)
             for contender in self._contenders:
                 Turn(self, plan, contender, number, prompts).take()
         if plan.join is not None and not self.late:
