@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from mlxrpc_server.engine.kernels.plain import PlainStore
 from mlxrpc_server.engine.paged import Form, Paged
-from mlxrpc_server.engine.prefill import LONGEST
-from mlxrpc_server.engine.sizes import EXACT, FEW
+from mlxrpc_server.engine.sizes import EXACT, FEW, LONGEST
 from tests.engine import tiny
 from tests.engine.running import HandClock, Run, alone, row
 
@@ -56,7 +55,14 @@ def recorded(**settings: Any) -> tuple[Recorded, Run]:
 
 @given(counts)
 def test_what_comes_as_it_is_stays_so(count: int) -> None:
-    assert EXACT.rows(count) == EXACT.width(count) == EXACT.chunk(count) == EXACT.decoding(count) == count
+    assert (
+        EXACT.rows(count)
+        == EXACT.width(count)
+        == EXACT.rest(count)
+        == EXACT.chunk(count)
+        == EXACT.decoding(count)
+        == count
+    )
 
 
 @given(counts)
@@ -64,10 +70,10 @@ def test_nothing_is_cut_off_and_little_is_added(count: int) -> None:
     assert count <= FEW.rows(count) < 2 * count + 1
     assert count <= FEW.decoding(count) <= FEW.rows(count)
     assert count <= FEW.width(count) <= max(count + 15, 1.25 * count)
-    assert count / 2 < FEW.chunk(count) <= count
+    assert count <= FEW.rest(count) < max(513, 2 * count)
 
 
-@pytest.mark.parametrize(("size", "most"), [(FEW.rows, 9), (FEW.decoding, 16), (FEW.width, 12)])
+@pytest.mark.parametrize(("size", "most"), [(FEW.rows, 9), (FEW.decoding, 16), (FEW.width, 12), (FEW.rest, 1)])
 def test_there_are_few_of_them(size: Any, most: int) -> None:
     assert len({size(count) for count in range(1, 257)}) <= most
 
@@ -83,14 +89,12 @@ def test_prompts_that_are_prefilled_together_are_padded_to_few_widths_and_rows()
         assert run.tokens(number) == alone(MODEL, row(number, prompt))
 
 
-def test_a_long_prompt_is_cut_into_powers_of_two_and_one_padded_rest() -> None:
+def test_a_long_prompt_is_cut_into_chunks_that_are_all_alike_and_one_padded_rest() -> None:
     model, run = recorded(prefill_tokens=100)
-    prompt = [place % 50 for place in range(200)]
+    prompt = [place % 50 for place in range(LONGEST + 200)]
     run.batch.submit(row(1, prompt))
     run.to_end()
-    widths = [width for _, width in model.prefilled]
-    assert all(width in {16, 32, 64} for width in widths[:-1])
-    assert widths[-1] == FEW.width(199 - sum(widths[:-1]))
+    assert [width for _, width in model.prefilled] == [LONGEST, FEW.rest(199)]
     assert run.tokens(1) == alone(MODEL, row(1, prompt))
 
 

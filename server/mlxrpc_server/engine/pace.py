@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-MOST_PARTS = 4
+MOST_PARTS = 16
 """Steps over which a prefill's layers are dispatched."""
 
 

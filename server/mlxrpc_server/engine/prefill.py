@@ -14,15 +14,16 @@ import mlx.core as mx
 from mlxrpc_server.engine.admission import Admission
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.outcome import Outcome
-from mlxrpc_server.engine.pace import MOST_PARTS, Pace
+from mlxrpc_server.engine.pace import Pace
 from mlxrpc_server.engine.reuse import Reuse, evaluate
 from mlxrpc_server.engine.row import Row
+from mlxrpc_server.engine.sizes import LONGEST
 
 PADDING = 1.5
 """Prompts are prefilled together while that feeds at most so many times their tokens."""
 
-LONGEST = 2048
-"""Tokens of a row's chunk: where attention is not fused, its memory grows with their square."""
+STEPS = 4
+"""Of the rows that decode, for which prompts are put together."""
 
 
 @dataclass(slots=True)
@@ -101,7 +102,7 @@ class Prefill:
 
     def _feed_beside(self, outcome: Outcome) -> int:
         crowd = {"decoding": len(self._rows.decoding), "joining": len(self._rows.prefilling)}
-        budget, most = self._pace.budget(**crowd), self._pace.budget(**crowd, parts=MOST_PARTS)
+        budget, most = self._pace.budget(**crowd), self._pace.budget(**crowd, parts=STEPS)
         fed = spent = 0
         while self._rows.prefilling and spent < budget:
             if self._pass is None:
@@ -129,15 +130,18 @@ class Prefill:
         for rows, row in enumerate(self._rows.prefilling[1:], start=2):
             self._reuse.recall(row)
             longest, tokens = max(longest, row.to_prefill), tokens + row.to_prefill
-            too_much = rows * longest > PADDING * tokens or self._fed(rows, longest) > budget or longest > LONGEST
+            fed = self._kv.sizes.rows(rows) * self._width(longest, first.cached)
+            too_much = rows * longest > PADDING * tokens or fed > budget or longest > LONGEST
             if row.cache or row.cached != first.cached or too_much:
                 row.rewind()  # by its own turn, more may be kept, or less
                 return
             yield row
 
-    def _fed(self, rows: int, longest: int) -> int:
-        """Tokens that the model takes, padding among them."""
-        return self._kv.sizes.rows(rows) * self._kv.sizes.width(longest) if longest else 0
+    def _width(self, longest: int, start: int) -> int:
+        """To which last chunks are padded that begin behind so many tokens."""
+        if not longest:
+            return 0
+        return self._kv.sizes.rest(longest) if start else self._kv.sizes.width(longest)
 
     def _begun(self, budget: int, outcome: Outcome) -> Pass:
         """None of its layers is dispatched yet. Where all rows have one token, which is decoding's, there are none."""
@@ -145,7 +149,8 @@ class Prefill:
         cache, start = group[0].cache or self._opened(group, outcome), group[0].cached
         chunks = [row.context(start, start + self._chunk(row, budget)) for row in group]
         last = len(chunks[0]) == group[0].to_prefill
-        padded = self._padded(chunks, last=last)
+        longest = max(map(len, chunks))
+        padded = self._padded(chunks, self._width(longest, start) if last else longest)
         if padded.size:
             self._model(padded, cache=cache)
         for row in group:
@@ -166,14 +171,12 @@ class Prefill:
 
     def _chunk(self, row: Row, budget: int) -> int:
         most = min(budget, LONGEST)
-        return row.next_halt if row.next_halt <= most else self._kv.sizes.chunk(most)
+        return row.next_halt if row.next_halt <= most else min(row.next_halt, self._kv.sizes.chunk(most))
 
-    def _padded(self, chunks: Sequence[list[int]], *, last: bool) -> mx.array:
+    def _padded(self, chunks: Sequence[list[int]], width: int) -> mx.array:
         """Nothing that is padded is ever attended to: attention is causal, and the KV takes each row's own tokens."""
-        sizes, longest = self._kv.sizes, max(map(len, chunks))
-        width = sizes.width(longest) if last and longest else longest
         padded = [[*chunk, *[0] * (width - len(chunk))] for chunk in chunks]
-        return mx.array(padded + [[0] * width] * (sizes.rows(len(chunks)) - len(chunks)))
+        return mx.array(padded + [[0] * width] * (self._kv.sizes.rows(len(chunks)) - len(chunks)))
 
     def _opened(self, group: Sequence[Row], outcome: Outcome) -> list[Any]:
         kept = [row.kept for row in group]

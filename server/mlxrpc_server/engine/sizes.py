@@ -2,8 +2,8 @@
 
 On CUDA a prefill of a size that has not been there before takes some 60 ms longer than the next one like it, most of it
 cuDNN's planning of the attention, and a decoding step is traced anew for each number of rows. So prompts are padded there to
-one of few widths, rows to one of few numbers, and chunks are powers of two, so that the next one begins at few places.
-Elsewhere each comes as it is. Arithmetic alone.
+one of few widths, and rows to one of few numbers; the chunks of a long prompt are all alike, so that the next one begins at
+few places. Elsewhere each comes as it is. Arithmetic alone.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 NARROWEST = 16
+NARROWEST_REST = 512
+
+LONGEST = 2048
+"""Tokens of a row's chunk: where attention is not fused, its memory grows with their square."""
 
 
 def power_up(count: int) -> int:
     return 1 << (count - 1).bit_length()
-
-
-def power_down(count: int) -> int:
-    return 1 << (count.bit_length() - 1)
 
 
 def half_power_up(count: int) -> int:
@@ -30,8 +30,16 @@ def half_power_up(count: int) -> int:
 
 def wide(tokens: int) -> int:
     """A quarter more at most, where it is not narrow."""
-    step = max(NARROWEST, power_down(tokens) // 4)
+    step = max(NARROWEST, 1 << max(0, tokens.bit_length() - 3))
     return -(-tokens // step) * step
+
+
+def rest(tokens: int) -> int:
+    return max(NARROWEST_REST, power_up(tokens))
+
+
+def whole(_tokens: int) -> int:
+    return LONGEST
 
 
 def as_it_is(count: int) -> int:
@@ -45,14 +53,16 @@ class Sizes:
     rows: Callable[[int], int]
     """That are prefilled together."""
     width: Callable[[int], int]
-    """Of a prompt's last chunk."""
+    """Of a prompt's last chunk, where it is the first one too."""
+    rest: Callable[[int], int]
+    """Of a last chunk behind others, or behind what was kept."""
     chunk: Callable[[int], int]
-    """Of the chunks before it: never more."""
+    """Of the chunks before it, where a step has time for so many tokens."""
     decoding: Callable[[int], int]
     """Rows that decode together."""
     beginning: int
     """A row begins behind a multiple of so many tokens of what is kept: to compute the rest again is cheaper."""
 
 
-EXACT = Sizes(as_it_is, as_it_is, as_it_is, as_it_is, 1)
-FEW = Sizes(power_up, wide, power_down, half_power_up, 256)
+EXACT = Sizes(as_it_is, as_it_is, as_it_is, as_it_is, as_it_is, 1)
+FEW = Sizes(power_up, wide, rest, whole, half_power_up, 256)

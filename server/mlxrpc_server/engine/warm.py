@@ -16,7 +16,7 @@ from mlxrpc_server.engine.batch import Batch
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.often import OFTEN
 from mlxrpc_server.engine.row import Row
-from mlxrpc_server.engine.sizes import FEW, Sizes, power_up
+from mlxrpc_server.engine.sizes import FEW, LONGEST, Sizes, power_up
 from mlxrpc_server.types import RowId, Sampling
 
 LONG, SHORT = 600, 40
@@ -32,8 +32,7 @@ SAMPLINGS = (
 WIDEST_ALONE, WIDEST_TOGETHER = 2048, 256
 MOST_TOGETHER = 4096
 """Tokens of rows that are prefilled together."""
-CHUNKS = (512, 1024, 2048)
-LONGEST = 8192
+LONG_PROMPT = 4 * LONGEST
 
 
 def warm(batch: Batch, model: Any, kv: KV, *, max_rows: int) -> None:
@@ -55,8 +54,9 @@ def prefills(max_rows: int) -> Iterator[tuple[int, list[int]]]:
     for rows in sorted({power_up(count) for count in range(2, max_rows + 1)}):
         for width in _widths(min(WIDEST_TOGETHER, MOST_TOGETHER // rows)):
             yield rows, [width]
-    for chunk in CHUNKS:
-        yield 1, [chunk] * (LONGEST // chunk)
+    for before in range(LONGEST, LONG_PROMPT, LONGEST):
+        for width in sorted({FEW.rest(tokens) for tokens in range(1, LONGEST + 1)}):
+            yield 1, [*[LONGEST] * (before // LONGEST), width]
 
 
 def _widths(most: int) -> list[int]:
