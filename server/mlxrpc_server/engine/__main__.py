@@ -174,7 +174,9 @@ def _batch(load: wire.Load, loaded: Loaded, room: Room) -> Batch:
         prefix_bytes=int(PREFIX_SHARE * room.bytes) if load.prefix_bytes is None else load.prefix_bytes,
     )
     if not _on_cpu():  # where nothing is compiled
+        begun = time.perf_counter()
         warm(batch, loaded.model, loaded.kv, max_rows=load.max_rows)
+        log.info("what requests will meet has run once", extra={"seconds": round(time.perf_counter() - begun, 3)})
     return batch
 
 
