@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import mlx.core as mx
 import pytest
 
 from mlxrpc_server.engine.sizes import EXACT, FEW
-from mlxrpc_server.engine.warm import prefills, row_counts, warm
+from mlxrpc_server.engine.warm import prefills, row_counts, warm, warmed
 from tests.engine import tiny
 from tests.engine.rows import for_model
 from tests.engine.running import Run, alone, row
@@ -36,3 +39,35 @@ def test_nothing_is_left_behind(build: object) -> None:
     assert list(kv.arrange()) == []
     run.batch.submit(row(1, [3, 4, 5]))
     assert run.to_end().tokens(1) == alone(model, row(1, [3, 4, 5]))
+
+
+class TooSmall:
+    """A model on a device that has room for some prompts only."""
+
+    def __init__(self, model: Any, calls: int) -> None:
+        self._model = model
+        self.calls = calls
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        self.calls -= 1
+        if self.calls == 0:
+            raise RuntimeError("out of memory")
+        logits: mx.array = self._model(tokens, cache=cache)
+        return logits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+@pytest.mark.parametrize("calls", [1, 5])
+def test_a_device_too_small_for_the_warm_up_serves_all_the_same(calls: int) -> None:
+    plain = tiny.attention()
+    model = TooSmall(plain, calls)
+    kv = for_model(plain)
+    run = Run(model, kv=kv)
+    run.batch = warmed(lambda: Run(model, kv=kv).batch, model, kv, max_rows=3)
+    assert model.calls <= 0
+    assert kv.nbytes == 0
+    assert run.batch.idle
+    run.batch.submit(row(1, [3, 4, 5]))
+    assert run.to_end().tokens(1) == alone(plain, row(1, [3, 4, 5]))

@@ -6,6 +6,7 @@ Single-threaded but for a watchdog: receive, step, reply. It serves one model un
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import logging
 import os
@@ -110,9 +111,7 @@ def _first(channel: Channel) -> wire.Load:
 def _serve(channel: Channel, load: wire.Load) -> None:
     # Here and below, not at the top: these take two seconds, and the watchdog must stand before them.
     channel.send(wire.Progress("imports"))
-    import mlx.core as mx
-
-    from mlxrpc_server.engine import blas, device
+    from mlxrpc_server.engine import device
     from mlxrpc_server.engine.constraint import Grammars
     from mlxrpc_server.engine.load import CannotLoad
     from mlxrpc_server.engine.load import load as load_model
@@ -120,11 +119,7 @@ def _serve(channel: Channel, load: wire.Load) -> None:
 
     # First of all: it prepares the vocabulary in a thread, and holds the interpreter for a second where that is large.
     grammars = Grammars(load.spelling) if load.spelling else None
-    device.keep_plans()
-    blas_name = blas.install()
-    if _on_cpu():
-        # Each compiled function costs seconds of g++ there, and saves nothing that can be measured.
-        mx.disable_compile()
+    blas_name = device.prepare()
     room = _room(load)
     try:
         loaded = load_model(
@@ -146,12 +141,6 @@ def _serve(channel: Channel, load: wire.Load) -> None:
     Loop(channel, batch, loaded.vocabulary_size, clock=time.monotonic, grammars=grammars).run()
 
 
-def _on_cpu() -> bool:
-    import mlx.core as mx
-
-    return mx.default_device() == mx.Device(mx.cpu)
-
-
 def _room(load: wire.Load) -> Room:
     from mlxrpc_server.engine import device
     from mlxrpc_server.engine.room import SHARE, Room
@@ -161,11 +150,13 @@ def _room(load: wire.Load) -> Room:
 
 def _batch(load: wire.Load, loaded: Loaded, room: Room) -> Batch:
     """An empty one, behind which nothing is left to compile."""
+    from mlxrpc_server.engine import device
     from mlxrpc_server.engine.batch import Batch
     from mlxrpc_server.engine.room import PREFIX_SHARE
-    from mlxrpc_server.engine.warm import warm
+    from mlxrpc_server.engine.warm import warmed
 
-    batch = Batch(
+    make = functools.partial(
+        Batch,
         loaded.model,
         loaded.kv,
         max_rows=load.max_rows,
@@ -173,11 +164,8 @@ def _batch(load: wire.Load, loaded: Loaded, room: Room) -> Batch:
         clock=time.perf_counter,
         prefix_bytes=int(PREFIX_SHARE * room.bytes) if load.prefix_bytes is None else load.prefix_bytes,
     )
-    if not _on_cpu():  # where nothing is compiled
-        begun = time.perf_counter()
-        warm(batch, loaded.model, loaded.kv, max_rows=load.max_rows)
-        log.info("what requests will meet has run once", extra={"seconds": round(time.perf_counter() - begun, 3)})
-    return batch
+    # On a CPU nothing is compiled.
+    return make() if _on_cpu() else warmed(make, loaded.model, loaded.kv, max_rows=load.max_rows)
 
 
 def _ready(loaded: Loaded, blas_name: str) -> wire.Ready:

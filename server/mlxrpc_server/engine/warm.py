@@ -7,7 +7,9 @@ log-probabilities and without. The batch has measured by then how long a step an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +20,8 @@ from mlxrpc_server.engine.often import OFTEN
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.sizes import FEW, LONGEST, Sizes, power_up
 from mlxrpc_server.types import RowId, Sampling
+
+log = logging.getLogger(__name__)
 
 LONG, SHORT = 600, 40
 TOKENS = OFTEN + 16
@@ -33,6 +37,20 @@ WIDEST_ALONE, WIDEST_TOGETHER = 2048, 256
 MOST_TOGETHER = 4096
 """Tokens of rows that are prefilled together."""
 LONG_PROMPT = 4 * LONGEST
+
+
+def warmed(make: Callable[[], Batch], model: Any, kv: KV, *, max_rows: int) -> Batch:
+    """One to serve with. A device that is too small for all of it serves all the same: the layout is empty in any case."""
+    begun, batch = time.perf_counter(), make()
+    try:
+        warm(batch, model, kv, max_rows=max_rows)
+    except Exception:  # whatever MLX and a model's own code raise: memory, most of all
+        log.warning("the warm-up failed: requests will wait for what it lacks", exc_info=True)
+        kv.clear()
+        mx.clear_cache()
+        return make()
+    log.info("what requests will meet has run once", extra={"seconds": round(time.perf_counter() - begun, 3)})
+    return batch
 
 
 def warm(batch: Batch, model: Any, kv: KV, *, max_rows: int) -> None:
