@@ -7,6 +7,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlxrpc_server.engine import blas
+
 MEMORY_FACTS = Path("/proc/meminfo")
 CONTAINER_LIMITS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -18,9 +20,23 @@ CONTAINER_LIMITS = (
 PLANS = "MLX_CUDA_SDPA_CACHE_SIZE"
 
 
+def prepare() -> str:
+    """Before anything is computed. Gives the name of the BLAS that MLX uses then; empty where it uses none of ours."""
+    keep_plans()
+    name = blas.install()
+    if on_cpu():
+        # Each compiled function costs seconds of g++ there, and saves nothing that can be measured.
+        mx.disable_compile()
+    return name
+
+
 def keep_plans() -> None:
-    """Before anything is computed: cuDNN's plans are dear, and MLX keeps only 256 by itself."""
+    """cuDNN's are dear, and MLX keeps only 256 by itself."""
     os.environ.setdefault(PLANS, "4096")
+
+
+def on_cpu() -> bool:
+    return mx.default_device() == mx.Device(mx.cpu)
 
 
 def memory_bytes() -> int:
