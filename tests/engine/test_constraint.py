@@ -16,6 +16,7 @@ from mlxrpc_server.engine import constraint, wire
 from mlxrpc_server.engine.constraint import Broken, Grammars
 from mlxrpc_server.engine.masks import Masks, Reader
 from mlxrpc_server.engine.wire import Left
+from mlxrpc_server.matchers import TOO_LONG
 from mlxrpc_server.types import Constraint, ConstraintKind
 from tests.engine.bound import (
     ANSWER,
@@ -26,6 +27,7 @@ from tests.engine.bound import (
     allowed,
     begun,
     bound_row,
+    costly,
     ids,
     regex,
     run,
@@ -33,8 +35,6 @@ from tests.engine.bound import (
     warm,
 )
 from tests.engine.running import GREEDY, Run, alone, row
-
-NO_FORCING = '\n%llguidance { "no_forcing": true }'
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -114,6 +114,11 @@ def test_a_row_goes_on_behind_any_of_its_tokens(ahead: bool) -> None:
         assert whole[:cut] + seen.tokens(7) == whole
     seen = run(bound_row(7, bound, whole, max_tokens=60))
     assert (seen.tokens(7), seen.left(7)) == ([], [Left.CONSTRAINT_COMPLETE])
+
+
+def test_a_grammar_that_llguidance_gives_up_takes_too_long() -> None:
+    with pytest.raises(Broken, match=TOO_LONG):
+        begun(regex("a?" * 2000), ids("aaaa"), costly(0.0))
 
 
 def test_tokens_that_cannot_have_been_are_refused() -> None:

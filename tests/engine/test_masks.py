@@ -32,7 +32,8 @@ def test_where_nobody_is_bound_the_logits_stay_as_they_are() -> None:
 
 
 def test_where_masks_took_long_each_is_measured_by_itself_next() -> None:
-    readers = [Reader(begun(regex(expression)), [END]) for expression in EXPRESSIONS]
+    quick = costly(0.0)
+    readers = [Reader(begun(regex(expression), (), quick), [END]) for expression in EXPRESSIONS]
     together = Masks(readers, HandClock(2 * LONG))
     assert all(reader.guide and reader.guide.effort.watched for reader in readers)
     apart = Masks(readers)

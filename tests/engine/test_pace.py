@@ -112,9 +112,9 @@ def test_of_a_step_with_both_the_rows_are_taken_off() -> None:
     for pace in (whole, parts):
         pace.decoded(0.01)
         pace.prefilled(32, 0.05)
-    whole.stepped(64, 0.11)
-    parts.prefilled(64, 0.1)
-    assert whole.budget(decoding=4, joining=1) == parts.budget(decoding=4, joining=1)
+    whole.stepped(1024, 0.41)
+    parts.prefilled(1024, 0.4)
+    assert whole.budget(decoding=0, joining=1) == parts.budget(decoding=0, joining=1) < 2 * 1024
 
 
 def test_another_pass_costs_the_tokens_that_its_time_is_worth() -> None:
@@ -138,13 +138,26 @@ def test_a_chunk_whose_cost_nobody_knows_is_not_shared() -> None:
     assert Pace(2048).parts(64, decoding=3, joining=1) == 1
 
 
+def test_what_is_cancelled_half_way_is_not_charged_to_the_next() -> None:
+    cancelled, fresh = Pace(8192), Pace(8192)
+    for pace in (cancelled, fresh):
+        pace.decoded(0.01)
+        pace.prefilled(32, 0.05)
+    cancelled.stepped(0, 0.5)
+    for pace in (cancelled, fresh):
+        pace.stepped(None, 0.01)
+        pace.stepped(1024, 0.41)
+    assert cancelled.budget(decoding=0, joining=1) == fresh.budget(decoding=0, joining=1) < 2 * 1024
+
+
 def test_what_a_shared_chunk_takes_is_what_its_steps_took_longer() -> None:
     shared, whole = Pace(8192), Pace(8192)
     for pace in (shared, whole):
         pace.decoded(0.01)
         pace.prefilled(32, 0.05)
-    for tokens in (0, 0, 64):
-        shared.stepped(tokens, 0.04)
-    whole.prefilled(64, 0.09)
-    assert shared.budget(decoding=0, joining=1) == whole.budget(decoding=0, joining=1)
+    for _ in range(2):
+        for tokens in (0, 0, 1024):
+            shared.stepped(tokens, 0.14)
+        whole.prefilled(1024, 0.39)
+    assert shared.budget(decoding=0, joining=1) == whole.budget(decoding=0, joining=1) < 2 * 1024
     assert shared.parts(64, decoding=9, joining=1) == whole.parts(64, decoding=9, joining=1)

@@ -47,7 +47,7 @@ class Drawn:
     tokens: mx.array
     logprobs: Unread | None
     prefilled: int | None
-    """Prompt tokens that the device has to take before it."""
+    """Prompt tokens that are through with it; None where nothing was fed beside it."""
     at: float
     """When it was dispatched."""
 

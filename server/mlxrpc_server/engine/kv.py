@@ -32,7 +32,7 @@ class KV(Protocol):
     """Whether what is kept of a row is good up to its own last token only: a state cannot be cut, a window has forgotten."""
 
     sizes: Sizes
-    """In which prompts are prefilled."""
+    """In which prompts are prefilled and rows decode."""
 
     @property
     def nbytes(self) -> int:

@@ -64,6 +64,7 @@ class Pace:
     def stepped(self, tokens: int | None, seconds: float) -> None:
         """A step with a part of a prefill beside it, which brought so many tokens to their end; None: with nothing."""
         if tokens is None:
+            self._carried = 0.0  # of one that will not end beside a step
             self.decoded(seconds)
             return
         self._carried += seconds - (self._step_seconds or 0.0)

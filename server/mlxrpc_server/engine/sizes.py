@@ -57,7 +57,7 @@ class Sizes:
     rest: Callable[[int], int]
     """Of a last chunk behind others, or behind what was kept."""
     chunk: Callable[[int], int]
-    """Of the chunks before it, where a step has time for so many tokens."""
+    """Of the chunks before it, where a step has time for so many tokens; they may be longer: then steps share one."""
     decoding: Callable[[int], int]
     """Rows that decode together."""
     beginning: int
