@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from health import checks
@@ -44,7 +45,12 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python bench",
+        description=__doc__,
+        epilog="words:\n" + "\n".join(f"  {word:<10}{measures}" for word, measures in words()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("word", nargs="?", default="short", choices=[*PLANS, "health"], help="(default short)")
     parser.add_argument(
         "--only", type=lambda names: names.split(","), default=NAMES, metavar="NAMES", help="contenders"
@@ -56,6 +62,12 @@ def arguments() -> argparse.Namespace:
         "--out", type=Path, default=OUT, metavar="FOLDER", help=f"for tables, figures and charts (default {OUT})"
     )
     return parser.parse_args()
+
+
+def words() -> Iterator[tuple[str, str]]:
+    """Each with what it measures, in a line."""
+    for word, measured in [*PLANS.items(), ("health", checks)]:
+        yield word, (measured.__doc__ or "").partition("\n")[0]
 
 
 def contenders(smg: Smg | None, only: list[str]) -> list[Contender]:

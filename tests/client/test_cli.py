@@ -60,7 +60,8 @@ def test_generate_sends_penalties_and_biases(command: Mlxrpc, fake: FakeInferenc
     command("generate", "Hi", "--repetition-context-size", "0", "--logit-bias", "5=-100", "--logit-bias", "7=1.5")
     sampling = fake.requests[0].sampling
     assert (sampling.HasField("repetition_context_size"), dict(sampling.logit_bias)) == (True, {5: -100.0, 7: 1.5})
-    assert "not ID=X" in command("generate", "Hi", "--logit-bias", "5").stderr
+    for given in ("5", "5=", "5=x", "x=5"):
+        assert f"'{given}' is not ID=X" in command("generate", "Hi", "--logit-bias", given).stderr
 
 
 def test_generate_reads_the_prompt_from_a_pipe(command: Mlxrpc, fake: FakeInference) -> None:

@@ -53,7 +53,8 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bias(given: str) -> tuple[int, float]:
-    token, is_there, bias = given.partition("=")
-    if not is_there:
-        raise argparse.ArgumentTypeError(f"{given!r} is not ID=X, such as 42=-100")
-    return int(token), float(bias)
+    token, _, bias = given.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{given!r} is not ID=X, such as 42=-100") from error
