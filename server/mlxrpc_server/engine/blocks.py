@@ -124,11 +124,7 @@ class Blocks:
             del self._blocks[block.kind]
 
     def arrange(self) -> Sequence[RowId]:
-        for block in list(self._blocks.values()):
-            for row in block.outgrown():
-                length, arrays = block.row(row)
-                self.leave(row)
-                self._add(row, length, arrays)
+        self._move_outgrown()
         for block in self._blocks.values():
             block.resize(self._shape(block, [length + 1 for length in block.lengths]))
         return [row for block in self._blocks.values() for row in block.rows]
@@ -144,6 +140,15 @@ class Blocks:
 
     def clear(self) -> None:
         self._blocks.clear()
+
+    def _move_outgrown(self) -> None:
+        """From the last place on, so that the fewest rows take another's."""
+        moving = [(block, row) for block in self._blocks.values() for row in reversed(block.outgrown())]
+        for block, row in moving:
+            length, arrays = block.row(row)
+            copies = _copied(arrays)
+            self.leave(row)
+            self._add(row, length, copies)
 
     def _add(self, row: RowId, length: int, arrays: Arrays) -> None:
         """The token that comes next counts already: a row moves before it has to."""
@@ -189,8 +194,8 @@ class _Block:
     def remove(self, row: RowId) -> None:
         index, last = self.rows.index(row), len(self.rows) - 1
         if length := self.lengths[last] if index != last else 0:
-            for stored in chain.from_iterable(self._layers):
-                stored[index : index + 1, :, :length] = stored[last : last + 1, :, :length]
+            for stored, array in _pairs(self._layers, _copied(_cut(self._layers, last, length))):
+                stored[index : index + 1, :, :length] = array
         self.rows[index], self.lengths[index] = self.rows[last], self.lengths[last]
         self.rows.pop()
         self.lengths.pop()
@@ -219,6 +224,13 @@ class _Block:
 def _cut(layers: Arrays, row: int, length: int) -> Arrays:
     """One row of them, and of that its tokens."""
     return [[stored[row : row + 1, :, :length] for stored in layer] for layer in layers]
+
+
+def _copied(arrays: Arrays) -> Arrays:
+    """Evaluated: as long as anything still has to be read from a block, a write to it copies all of it."""
+    copies = [[mx.contiguous(array) for array in layer] for layer in arrays]
+    mx.eval(copies)
+    return copies
 
 
 def _laid_out(rows: Beginnings) -> Arrays:
