@@ -794,7 +794,8 @@ class Constraint(_message.Message):
     """What the completion must conform to. Exactly one kind must be set. What cannot be honoured in full is refused with
     INVALID_ARGUMENT and the cause, never ignored. The completion ends with FINISH_REASON_CONSTRAINT_COMPLETE where nothing more
     may follow. With max_tokens it can be cut before it conforms; the finish reason then says so. Applies to the answer, not to
-    reasoning before it.
+    reasoning before it. Some grammars, such as very ambiguous ones, turn out only while they are followed to take too long: the
+    call then ends with INVALID_ARGUMENT, reason CONSTRAINT_BROKEN, a stream even after deltas. To resume it would end likewise.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
