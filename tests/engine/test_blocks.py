@@ -110,6 +110,25 @@ def test_rows_move_among_longer_ones_as_they_grow() -> None:
         rows.append(token)
 
 
+def test_rows_that_outgrow_their_block_together_do_not_copy_it_each() -> None:
+    count = 64
+    rows, kv = held(Room(rows=count, bytes=1 << 30))
+    length = 2 * SHORT_STEP - 2
+    rows.join_together([[1] * (length + number % 2) for number in range(count)])
+    decode_zeros(kv)
+    transient = [decode_zeros(kv) for _ in range(2)]  # half of them moves in the first, and half in the second
+    assert kv.nbytes == 3 * SHORT_STEP * count * CELL_BYTES
+    assert max(transient) < 3 * 2 * SHORT_STEP * count * CELL_BYTES
+
+
+def decode_zeros(kv: Blocks) -> int:
+    """The most bytes that it takes meanwhile."""
+    active = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(kv.decode(mx.zeros((len(kv.arrange()),), mx.int32)))
+    return mx.get_peak_memory() - active
+
+
 def test_all_room_is_given_back_when_all_rows_have_left() -> None:
     gc.collect()  # what earlier tests left must not go meanwhile
     active = mx.get_active_memory()
