@@ -116,7 +116,7 @@ def test_rows_that_outgrow_their_block_together_do_not_copy_it_each() -> None:
     length = 2 * SHORT_STEP - 2
     rows.join_together([[1] * (length + number % 2) for number in range(count)])
     decode_zeros(kv)
-    transient = [decode_zeros(kv) for _ in range(2)]  # half of them moves in the first, and half in the second
+    transient = [decode_zeros(kv) for _ in range(3)]  # half of them moves in one step, and half in the next
     assert kv.nbytes == 3 * SHORT_STEP * count * CELL_BYTES
     assert max(transient) < 3 * 2 * SHORT_STEP * count * CELL_BYTES
 
