@@ -1,53 +1,45 @@
 """What another row and another token cost: `python bench/rows.py [MODEL] [--rows N] [--tokens N]`, the engine in this process.
 
-Rows double up to the most, and then the tokens that eight rows hold; steps of all sizes take turns, so that whatever else
-the machine does, it does to all. The last line holds one long row and seven short ones against their tokens' bytes.
+Rows join those that decode until they are twice as many, up to the most, and then half of them leave and half again:
+whoever doubts a line finds the same number of rows on the way back, as far away as may be. Then eight rows hold more and
+more tokens, in turns. The last line holds one long row and seven short ones against their tokens' bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
+from in_process import Decoding, loaded, made_up
 from mlxrpc_server import demo
-from mlxrpc_server.engine import blas, load
-from mlxrpc_server.engine.batch import Batch
 from mlxrpc_server.engine.caches import sample
-from mlxrpc_server.engine.row import Row
-from mlxrpc_server.types import RowId, Sampling
+from mlxrpc_server.engine.load import Loaded
 
 ROUNDS = 3
-STEPS = 6
+STEPS = 8
+PROMPT = 64
 SOME = 8
 LONG, SHORT = 4000, 8
 
 
 def main() -> None:
     chosen = arguments()
-    installed = blas.install()
-    if mx.default_device() == mx.Device(mx.cpu):
-        mx.disable_compile()  # as the worker does there
-    loaded = load.load(chosen.model, lambda _stage: None, blas=installed)
-    shapes = [(rows, 64) for rows in doubled(1, chosen.rows)] + [(SOME, held) for held in doubled(128, chosen.tokens)]
-    rounds = [[step(loaded, [held] * rows) for rows, held in shapes] for _ in range(ROUNDS)]
+    model = loaded(chosen.model, max(chosen.rows, SOME))
     print(
-        "| rows | tokens each | ms a step | tokens/s | bytes held, of their tokens' |\n| ---: | ---: | ---: | ---: | ---: |"
+        "| rows | tokens each | ms a step | ms a row | tokens/s | slowest step | bytes held, of their tokens' |\n"
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
-    for (rows, held), column in zip(shapes, zip(*rounds, strict=True), strict=True):
-        tell(rows, f"{held:,}", statistics.median(seconds for seconds, _ in column), column[0][1])
-    tell(SOME, f"{LONG:,} and seven of {SHORT}", *step(loaded, [LONG] + [SHORT] * (SOME - 1)))
+    climb(model, list(doubled(1, chosen.rows)))
+    lengthen(model, list(doubled(128, chosen.tokens)))
+    tell(SOME, f"{LONG:,} and seven of {SHORT}", *step(model, [LONG] + [SHORT] * (SOME - 1)))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", type=Path, default=demo.source())
-    parser.add_argument("--rows", type=int, default=32, help="the most")
+    parser.add_argument("--rows", type=int, default=256, help="the most")
     parser.add_argument("--tokens", type=int, default=512, help="the most that each of eight rows holds")
     return parser.parse_args()
 
@@ -58,33 +50,41 @@ def doubled(first: int, most: int) -> Iterator[int]:
         first *= 2
 
 
-def tell(rows: int, held: str, seconds: float, layout: float) -> None:
-    print(f"| {rows} | {held} | {1e3 * seconds:.1f} | {rows / seconds:,.0f} | {layout:.2f} |", flush=True)
+def climb(model: Loaded, counts: list[int]) -> None:
+    """Up and down again. Those that came first hold a little more by then: they went on while others joined."""
+    decoding = Decoding(model, counts[-1])
+    for count in counts:
+        decoding.bring(made_up(number, PROMPT) for number in range(decoding.rows, count))
+        tell(count, f"{decoding.tokens / count:.0f}", *measured(model, decoding))
+    for count in reversed(counts[:-1]):
+        decoding.dismiss(decoding.rows - count)
+        tell(count, f"{decoding.tokens / count:.0f}", *measured(model, decoding))
+    decoding.dismiss()
 
 
-def step(loaded: Any, lengths: list[int]) -> tuple[float, float]:
-    """The median step's seconds once all rows decode, and what the layout takes for each byte that they need."""
-    batch = Batch(loaded.model, loaded.kv, max_rows=len(lengths), prefill_tokens=4096, clock=time.perf_counter)
-    for number, length in enumerate(lengths):
-        prompt = [(7919 * number + 31 * place) % 256 for place in range(length)]
-        sampling = Sampling(temperature=0.7, top_p=0.9, top_k=0, min_p=0.0, seed=number)
-        batch.submit(Row(RowId(number), prompt, [], sampling, 100_000, frozenset()))
-    held = sum(lengths)
-    while (told := len(batch.step().tokens)) < len(lengths):
-        held += told  # those that are there already go on
-    times = [seconds(batch) for _ in range(STEPS)]
-    layout = batch.nbytes / ((held + len(lengths) * (1 + STEPS)) * token_bytes(loaded.model))
-    for number in range(len(lengths)):
-        batch.cancel(RowId(number))
-    while not batch.idle:
-        batch.step()
-    return statistics.median(times), layout
+def lengthen(model: Loaded, lengths: list[int]) -> None:
+    rounds = [[step(model, [held] * SOME) for held in lengths] for _ in range(ROUNDS)]
+    for held, column in zip(lengths, zip(*rounds, strict=True), strict=True):
+        tell(SOME, f"{held:,}", [second for seconds, _ in column for second in seconds], column[0][1])
 
 
-def seconds(batch: Batch) -> float:
-    begun = time.perf_counter()
-    batch.step()
-    return time.perf_counter() - begun
+def tell(rows: int, held: str, seconds: list[float], layout: float) -> None:
+    """By the fastest step, for whatever else the machine does makes a step slower."""
+    each = f"{1e3 * min(seconds):.1f} | {1e3 * min(seconds) / rows:.2f} | {rows / min(seconds):,.0f}"
+    print(f"| {rows} | {held} | {each} | {1e3 * max(seconds):.1f} | {layout:.2f} |", flush=True)
+
+
+def step(model: Loaded, lengths: list[int]) -> tuple[list[float], float]:
+    decoding = Decoding(model, len(lengths))
+    decoding.bring(made_up(number, length) for number, length in enumerate(lengths))
+    figures = measured(model, decoding)
+    decoding.dismiss()
+    return figures
+
+
+def measured(model: Loaded, decoding: Decoding) -> tuple[list[float], float]:
+    """Each step's seconds, and what the layout takes for each byte that its rows need."""
+    return decoding.steps(STEPS), decoding.batch.nbytes / (decoding.tokens * token_bytes(model.model))
 
 
 def token_bytes(model: Any) -> int:

@@ -103,7 +103,9 @@ def gpu_more(scratch: Path) -> list[Plan]:
 
 def qwen(scratch: Path, cells: tuple[Cell, ...], join: tuple[int, int] | None = None) -> Plan:
     model = weights.make("0.6B", scratch / "0.6B")
-    return Plan(name="Qwen3-0.6B shape, bfloat16", model=model, cells=cells, rows=128, drivers=4, raw_seconds=2, join=join)
+    return Plan(
+        name="Qwen3-0.6B shape, bfloat16", model=model, cells=cells, rows=128, drivers=4, raw_seconds=2, join=join
+    )
 
 
 PLANS: Mapping[str, Plans] = {"short": short, "more": more, "tiny": tiny, "gpu": gpu, "gpu-more": gpu_more}

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxrpc_server.engine import blas, load
+from mlxrpc_server.engine import device, load
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
 
@@ -26,7 +26,7 @@ Draw = Callable[[mx.array, int], mx.array]
 
 
 def main(folder: Path) -> None:
-    blas.install()
+    device.prepare()
     model = load.load(folder, lambda _stage: None, plain_products=True).model
     print(json.dumps({"device": str(mx.default_device())}), flush=True)
     for line in sys.stdin:

@@ -141,7 +141,7 @@ class Run:
             raw.stdin.close()
 
     def _measure_joins(self, plan: Plan, rows: int, tokens: int) -> None:
-        command = [sys.executable, str(HERE / "join_leave.py"), str(plan.model), str(rows), str(tokens)]
+        command = [sys.executable, str(HERE.parent / "join_leave.py"), str(plan.model), str(rows), str(tokens)]
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=JOINS_WITHIN)
         except subprocess.SubprocessError as error:
