@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mlxrpc_server.constraints import fault, grammar
 from mlxrpc_server.engine import constraint, wire
 from mlxrpc_server.engine.constraint import Broken, Grammars
+from mlxrpc_server.engine.effort import SHARE
 from mlxrpc_server.engine.masks import Masks, Reader
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.matchers import TOO_LONG
@@ -119,6 +120,21 @@ def test_a_row_goes_on_behind_any_of_its_tokens(ahead: bool) -> None:
 def test_a_grammar_that_llguidance_gives_up_takes_too_long() -> None:
     with pytest.raises(Broken, match=TOO_LONG):
         begun(regex("a?" * 2000), ids("aaaa"), costly(0.0))
+
+
+def test_a_row_whose_tokens_take_too_long_to_follow_leaves_alone_and_with_the_cause() -> None:
+    slow, quick = bound_row(1, regex("[a-z]{9,}"), grammars=costly(0.1)), bound_row(2, regex("[a-z]{9}"))
+    seen = run(slow, quick)
+    assert seen.left(1) == [Left.CONSTRAINT_BROKEN]
+    assert [cause for outcome in seen.outcomes for cause in outcome.causes] == [(1, TOO_LONG)]
+    assert seen.left(2) == [Left.CONSTRAINT_COMPLETE]
+
+
+def test_tokens_have_their_share_and_a_text_that_is_whole_needs_no_more() -> None:
+    assert not begun(regex("[a-z]*"), ids("a" * 200), costly(1.5 * SHARE)).fault
+    assert begun(regex("[a-z]{4}"), ids("abcd"), costly(0.1)).complete
+    with pytest.raises(Broken, match=f"at token 3 of those produced before, {TOO_LONG}"):
+        begun(regex("[a-z]*"), ids("abcd"), costly(0.1))
 
 
 def test_tokens_that_cannot_have_been_are_refused() -> None:

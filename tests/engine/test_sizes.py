@@ -89,6 +89,17 @@ def test_prompts_that_are_prefilled_together_are_padded_to_few_widths_and_rows()
         assert run.tokens(number) == alone(MODEL, row(number, prompt))
 
 
+def test_a_short_prompt_is_not_padded_to_a_much_longer_one() -> None:
+    model, run = recorded()
+    prompts = {0: [place % 50 for place in range(17)], 1: [5, 6, 7]}
+    for number, prompt in prompts.items():
+        run.batch.submit(row(number, prompt))
+    run.to_end()
+    assert model.prefilled == [(1, 16), (1, 16)]
+    for number, prompt in prompts.items():
+        assert run.tokens(number) == alone(MODEL, row(number, prompt))
+
+
 def test_a_long_prompt_is_cut_into_chunks_that_are_all_alike_and_one_padded_rest() -> None:
     model, run = recorded(prefill_tokens=100)
     prompt = [place % 50 for place in range(LONGEST + 200)]
