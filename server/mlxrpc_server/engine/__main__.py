@@ -165,7 +165,7 @@ def _batch(load: wire.Load, loaded: Loaded, room: Room) -> Batch:
         prefix_bytes=int(PREFIX_SHARE * room.bytes) if load.prefix_bytes is None else load.prefix_bytes,
     )
     # On a CPU nothing is compiled.
-    return make() if _on_cpu() else warmed(make, loaded.model, loaded.kv, max_rows=load.max_rows)
+    return make() if device.on_cpu() else warmed(make, loaded.model, loaded.kv, max_rows=load.max_rows)
 
 
 def _ready(loaded: Loaded, blas_name: str) -> wire.Ready:
