@@ -107,7 +107,8 @@ def ask(server: Server, tokens: Sequence[int], most: int, *, tenant: str = "", b
     )
     request.stop.max_tokens = most
     request.stop.ignore_eos = True
-    begun, first, token_ids, cached = time.perf_counter(), 0.0, [], 0
+    begun, first, cached = time.perf_counter(), 0.0, 0
+    token_ids: list[int] = []
     for event in server.inference.StreamGenerate(request):
         if event.WhichOneof("event") == "delta":
             first = first or time.perf_counter() - begun

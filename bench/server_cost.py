@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import grpc
 import psutil
@@ -32,12 +33,15 @@ from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1.inference_pb2_grpc import InferenceServiceStub
 from mlxrpc_server import demo, loop
 from mlxrpc_server.catalog import Entry
-from mlxrpc_server.config import read_config
+from mlxrpc_server.config import Config, read_config
 from mlxrpc_server.engine import wire
 from mlxrpc_server.model import Model
 from mlxrpc_server.serve import Server
 from mlxrpc_server.types import RowId
 from mlxrpc_server.worker import Worker
+
+if TYPE_CHECKING:
+    from mlxrpc.v1.inference_pb2_grpc import InferenceServiceAsyncStub  # exists in the type stubs alone
 
 PROMPT = list(range(100, 132))
 VOCABULARY = 3000
@@ -94,7 +98,7 @@ def server(step_ms: float, profile: bool) -> Iterator[tuple[str, int]]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=None if profile else log, text=True)
         try:
-            yield process.stdout.readline().split()[-1], process.pid
+            yield next(iter(process.stdout or ())).split()[-1], process.pid
         finally:
             process.terminate()
             process.wait()
@@ -102,7 +106,8 @@ def server(step_ms: float, profile: bool) -> Iterator[tuple[str, int]]:
 
 def measured(address: str, pid: int, streams: int, seconds: float, details: bool) -> dict[str, float]:
     command = [sys.executable, __file__, "client", address, str(pid), str(streams), str(seconds), str(int(details))]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return found
 
 
 # The server process
@@ -111,7 +116,7 @@ def measured(address: str, pid: int, streams: int, seconds: float, details: bool
 class Measured(Server):
     """The server as it is, but for its workers."""
 
-    def __init__(self, config: object, step_ms: str) -> None:
+    def __init__(self, config: Config, step_ms: str) -> None:
         super().__init__(config)
         self._command = (sys.executable, __file__, "worker", step_ms)
 
@@ -159,7 +164,8 @@ class Samples:
 
 
 def work(step_ms: float, connection: socket.socket) -> None:
-    frames, rows, number, due = wire.Frames(wire.Down), {}, 0, 0.0
+    frames, number, due = wire.Frames(wire.Down), 0, 0.0
+    rows: dict[RowId, int] = {}
     while True:
         wait = max(0.0, due - time.monotonic()) if rows else None
         if select.select([connection], [], [], wait)[0]:
@@ -206,7 +212,7 @@ class Streams:
         self.tokens = self.messages = 0
         self.gaps: list[float] = []
 
-    async def read(self, stub: InferenceServiceStub, running: asyncio.Barrier, details: bool) -> None:
+    async def read(self, stub: InferenceServiceAsyncStub, running: asyncio.Barrier, details: bool) -> None:
         request = pb.StreamGenerateRequest(
             input=pb.Input(token_ids=pb.TokenIds(ids=PROMPT)),
             stop=pb.Stop(max_tokens=4_000, ignore_eos=True),

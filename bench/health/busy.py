@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import TYPE_CHECKING
 
 import grpc
 
 from mlxrpc.v1 import inference_pb2 as pb
 from mlxrpc.v1 import model_pb2
 from mlxrpc.v1.inference_pb2_grpc import InferenceServiceStub
+
+if TYPE_CHECKING:
+    from mlxrpc.v1.inference_pb2_grpc import InferenceServiceAsyncStub  # exists in the type stubs alone
 
 STREAMS = 32
 LONG = ("the quick brown fox 안녕 🙂 " * 5000)[:100_000]
@@ -23,7 +27,7 @@ def request(prompt: int, tokens: int) -> pb.StreamGenerateRequest:
     )
 
 
-async def stream(stub: InferenceServiceStub, started: asyncio.Barrier) -> None:
+async def stream(stub: InferenceServiceAsyncStub, started: asyncio.Barrier) -> None:
     first = True
     while True:
         async for event in stub.StreamGenerate(request(prompt=32, tokens=2000)):
@@ -32,7 +36,7 @@ async def stream(stub: InferenceServiceStub, started: asyncio.Barrier) -> None:
                 await started.wait()
 
 
-async def count(stub: InferenceServiceStub, started: asyncio.Barrier) -> None:
+async def count(stub: InferenceServiceAsyncStub, started: asyncio.Barrier) -> None:
     """Two in turns, so that the next prompt is there when one is done."""
     first = True
     while True:

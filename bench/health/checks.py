@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -50,7 +51,8 @@ def server(silent: Path) -> Iterator[tuple[str, str]]:
             [*command, "--lame-duck", "0"], stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True
         )
         try:
-            listen, admin = (process.stdout.readline().split()[-1] for _ in range(2))
+            lines = iter(process.stdout or ())
+            listen, admin = (next(lines).split()[-1] for _ in range(2))
             wait_ready(listen)
             yield listen, admin
         finally:
@@ -61,7 +63,8 @@ def server(silent: Path) -> Iterator[tuple[str, str]]:
 def wait_ready(address: str) -> None:
     request = health_pb2.HealthCheckRequest(service=READINESS)
     with grpc.insecure_channel(address) as channel:
-        for response in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=120, wait_for_ready=True):
+        health: Any = health_pb2_grpc.HealthStub(channel)  # the type stubs know no methods of it
+        for response in health.Watch(request, timeout=120, wait_for_ready=True):
             if response.status == health_pb2.HealthCheckResponse.SERVING:
                 return
 
@@ -102,7 +105,7 @@ def probe(address: str) -> list[float]:
     """Sorted; the first few, which connect and warm up, are left out."""
     times: list[float] = []
     with grpc.insecure_channel(address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         end = time.perf_counter() + SECONDS
         while len(times) < CHECKS + 5 and time.perf_counter() < end:
             begun = time.perf_counter()
@@ -134,7 +137,7 @@ def load(kind: str, address: str) -> Iterator[None]:
     command = [sys.executable, str(Path(__file__).with_name("busy.py")), kind, address]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        process.stdout.readline()
+        next(iter(process.stdout or ()))
         yield
     finally:
         process.kill()
