@@ -99,6 +99,14 @@ def test_a_chunk_is_at_most_twice_as_long_as_any_before_it() -> None:
     assert pace.budget(decoding=0, joining=1) == 200
 
 
+def test_however_many_short_chunks_come_none_behind_them_is_long() -> None:
+    device = Device(Costs(0.001, 0.002))
+    device.learn(decoding=0, joining=1)
+    budgets = [device.learn(decoding=16, joining=1, times=1) for _ in range(200)]
+    assert set(budgets[-100:]) >= {Pace.FEWEST}
+    assert max(budgets[20:]) <= 4 * Pace.FEWEST
+
+
 def test_measures_that_say_nothing_leave_the_pace_as_it_was() -> None:
     pace = Pace(2048)
     pace.prefilled(3, 5.0)

@@ -83,6 +83,8 @@ class Cost:
     def __init__(self) -> None:
         self.largest = 0
         """Tokens of the largest chunk measured."""
+        self._last = 0
+        """And of the one measured last."""
         self._short = self._long = Chunk(0.0, 0.0)
 
     def measured(self, tokens: int, seconds: float) -> None:
@@ -95,16 +97,17 @@ class Cost:
         else:
             self._long = self._long.towards(chunk, 0.3)
         self.largest = max(self.largest, tokens)
+        self._last = tokens
 
     def tokens(self, seconds: float) -> int:
-        """So many take that long; never more than twice of what was tried.
+        """So many take that long; never more than twice of what was tried. Of what was tried last, where it is not known
+        what a token takes: after many short chunks that is forgotten, and a long one would hold everybody up.
 
         Where already the shortest chunk takes nearly as long, half as long again: else it would hardly be worth it.
         """
-        most = 2 * self.largest
         if not self._per_token:
-            return most
-        return min(most, int(max(seconds - self._fixed, self._fixed / 2) / self._per_token))
+            return 2 * self._last
+        return min(2 * self.largest, int(max(seconds - self._fixed, self._fixed / 2) / self._per_token))
 
     def seconds(self, tokens: int) -> float:
         return self._fixed + self._per_token * tokens
