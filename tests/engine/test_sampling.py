@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm import sample_utils
 
-from mlxrpc_server.engine.sampling import Draws, chance, gumbel
+from mlxrpc_server.engine.noise import chance, gumbel
+from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
 
 VOCABULARY = 50

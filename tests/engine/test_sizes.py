@@ -101,12 +101,19 @@ def test_a_short_prompt_is_not_padded_to_a_much_longer_one() -> None:
 
 
 def test_a_long_prompt_is_cut_into_chunks_that_are_all_alike_and_one_padded_rest() -> None:
-    model, run = recorded(prefill_tokens=100)
+    model, run = recorded()
     prompt = [place % 50 for place in range(LONGEST + 200)]
     run.batch.submit(row(1, prompt))
     run.to_end()
     assert [width for _, width in model.prefilled] == [LONGEST, FEW.rest(199)]
     assert run.tokens(1) == alone(MODEL, row(1, prompt))
+
+
+def test_such_a_chunk_is_no_longer_than_a_step_may_be() -> None:
+    model, run = recorded(prefill_tokens=100)
+    run.batch.submit(row(1, [place % 50 for place in range(250)]))
+    run.to_end()
+    assert [width for _, width in model.prefilled][:2] == [100, 100]
 
 
 def test_rows_that_decode_come_in_few_numbers_and_give_what_they_give_alone() -> None:

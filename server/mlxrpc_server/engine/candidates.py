@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxrpc_server.engine.noise import FIRST, MIXERS, NOT_ONE, SECOND, TOKEN
 from mlxrpc_server.types import Sampling
 
 Floats = NDArray[np.float32]
@@ -24,7 +25,6 @@ Ids = NDArray[np.intp]
 Number = TypeVar("Number", bound=np.generic)
 
 _WORD = 0xFFFFFFFF
-_NOT_ONE = np.float32(1.0 - 2.0**-24)
 
 _SLACK = np.float32(1e-5)
 """More than float32's last bits make of a score, as a part of it."""
@@ -110,7 +110,7 @@ def _row(row: Sampling, coldest: float) -> _Row:
         top_p=np.float32(row.top_p),
         least=least,
         top_k=row.top_k,
-        keys=(_mixed(_mixed(low ^ 0x9E3779B9) ^ high), _mixed(_mixed(low ^ 0xC2B2AE35) ^ high)),
+        keys=(_mixed(_mixed(low ^ FIRST) ^ high), _mixed(_mixed(low ^ SECOND) ^ high)),
     )
 
 
@@ -170,7 +170,7 @@ def _winner(scaled: Floats, bits: Bits) -> int:
     uniform = bits.astype(np.float32)
     uniform += np.float32(0.5)
     uniform *= np.float32(2.0**-32)
-    np.minimum(uniform, _NOT_ONE, out=uniform)
+    np.minimum(uniform, np.float32(NOT_ONE), out=uniform)
     at_most = scaled - np.log(uniform)
     first = at_most.argmax()
     known = scaled[first] + _noise(uniform[first])
@@ -195,19 +195,19 @@ def _bits(keys: tuple[int, int], position: int, tokens: Bits) -> Bits:
 @functools.lru_cache(maxsize=4)
 def _tokens(width: int) -> Bits:
     """Each token's share of the noise's key."""
-    return np.arange(width, dtype=np.uint32) * np.uint32(0x85EBCA6B)
+    return np.arange(width, dtype=np.uint32) * np.uint32(TOKEN)
 
 
 def _mix(bits: Bits) -> None:
     shifted = bits >> np.uint32(16)
     bits ^= shifted
-    bits *= np.uint32(0x7FEB352D)
+    bits *= np.uint32(MIXERS[0])
     bits ^= np.right_shift(bits, np.uint32(15), out=shifted)
-    bits *= np.uint32(0x846CA68B)
+    bits *= np.uint32(MIXERS[1])
     bits ^= np.right_shift(bits, np.uint32(16), out=shifted)
 
 
 def _mixed(bits: int) -> int:
-    bits = (bits ^ bits >> 16) * 0x7FEB352D & _WORD
-    bits = (bits ^ bits >> 15) * 0x846CA68B & _WORD
+    bits = (bits ^ bits >> 16) * MIXERS[0] & _WORD
+    bits = (bits ^ bits >> 15) * MIXERS[1] & _WORD
     return bits ^ bits >> 16

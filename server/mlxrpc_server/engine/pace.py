@@ -23,7 +23,8 @@ class Pace:
     UNMEASURED = 64
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
+        """Tokens of a step, whatever it takes."""
         self._step_seconds: float | None = None
         self._cost = Cost()
         self._carried = 0.0
@@ -33,7 +34,7 @@ class Pace:
         """For so many rows that decode, and so many that want to; where so many steps share it."""
         seconds = parts * self._seconds(decoding, joining)
         tokens = self._cost.tokens(seconds) if self._cost.largest else self.UNMEASURED
-        return max(min(self.FEWEST, self._most), min(self._most, tokens))
+        return max(min(self.FEWEST, self.most), min(self.most, tokens))
 
     def _seconds(self, decoding: int, joining: int) -> float:
         if not decoding:

@@ -171,7 +171,9 @@ class Prefill:
 
     def _chunk(self, row: Row, budget: int) -> int:
         most = min(budget, LONGEST)
-        return row.next_halt if row.next_halt <= most else min(row.next_halt, self._kv.sizes.chunk(most))
+        return (
+            row.next_halt if row.next_halt <= most else min(row.next_halt, self._kv.sizes.chunk(most), self._pace.most)
+        )
 
     def _padded(self, chunks: Sequence[list[int]], width: int) -> mx.array:
         """Nothing that is padded is ever attended to: attention is causal, and the KV takes each row's own tokens."""

@@ -1,8 +1,7 @@
-"""Draws the next token of every row in one vectorised call.
+"""Draws the next token of every row, in one call for all of them.
 
 A draw is a pure function of the row's logits, its seed, the absolute position of the token drawn and the token's
-id: not of the row's neighbours, nor of its place among them. What a seed gives is promised to callers, so the
-noise below must never change.
+id: not of the row's neighbours, nor of its place among them.
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ import mlx.core as mx
 from mlxrpc_server.engine import candidates
 from mlxrpc_server.engine.filters import Filters
 from mlxrpc_server.engine.kernels import draw as fused
+from mlxrpc_server.engine.noise import chance, gumbel
 from mlxrpc_server.engine.penalties import History, Penalties
 from mlxrpc_server.engine.some import Some, column
 from mlxrpc_server.types import Sampling
-
-_NOT_ONE = 1.0 - 2.0**-24
-"""The largest float32 below 1: keeps the noise finite."""
 
 _COLDEST = 1e-6
 """Temperatures between 0 and this draw as this: logits over less would leave float32's range."""
@@ -104,36 +101,3 @@ class _Sampled(Some):
         noise = gumbel(*keys, logits.shape[-1])
         chances = chance(*keys) if self._filters.take_chances else None
         return self._filters.apply(below / self._temperature + noise, below, chances)
-
-
-def gumbel(seed_low: mx.array, seed_high: mx.array, positions: mx.array, width: int) -> mx.array:
-    """Standard Gumbel noise, [rows, width], from a hash of (seed, position, token id)."""
-    first = _row_key(seed_low, seed_high, positions, 0x9E3779B9)
-    second = _row_key(seed_low, seed_high, positions, 0xC2B2AE35)
-    token = mx.arange(width, dtype=mx.uint32) * mx.array(0x85EBCA6B, mx.uint32)
-    bits = _mixed(_mixed(first[:, None] ^ token[None, :]) + second[:, None])
-    # The small end of the uniform decides the large end of the noise, where the winners are: float32 is fine there.
-    return -mx.log(-mx.log1p(-_uniform(bits)))
-
-
-def chance(seed_low: mx.array, seed_high: mx.array, positions: mx.array) -> mx.array:
-    """A number between 0 and 1 for each row, from a hash of (seed, position)."""
-    return _uniform(_row_key(seed_low, seed_high, positions, 0x27D4EB2F))
-
-
-def _uniform(bits: mx.array) -> mx.array:
-    return mx.minimum((bits.astype(mx.float32) + 0.5) * 2.0**-32, _NOT_ONE)
-
-
-def _row_key(seed_low: mx.array, seed_high: mx.array, positions: mx.array, salt: int) -> mx.array:
-    """Half of a row's 64-bit key: with 32 bits alone, two positions of a long text would share their noise too often."""
-    key = _mixed(seed_low ^ mx.array(salt, mx.uint32))
-    key = _mixed(key ^ seed_high)
-    return _mixed(key ^ positions.astype(mx.uint32))
-
-
-def _mixed(bits: mx.array) -> mx.array:
-    """A 32-bit finaliser: every input bit flips about half of the output bits."""
-    bits = (bits ^ (bits >> 16)) * mx.array(0x7FEB352D, mx.uint32)
-    bits = (bits ^ (bits >> 15)) * mx.array(0x846CA68B, mx.uint32)
-    return bits ^ (bits >> 16)

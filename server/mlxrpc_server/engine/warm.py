@@ -33,7 +33,7 @@ SAMPLINGS = (
     Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=3, repetition_penalty=1.1, presence_penalty=0.1),
 )
 
-WIDEST_ALONE, WIDEST_TOGETHER = 2048, 256
+WIDEST_TOGETHER = 256
 MOST_TOGETHER = 4096
 """Tokens of rows that are prefilled together."""
 LONG_PROMPT = 4 * LONGEST
@@ -67,7 +67,7 @@ def warm(batch: Batch, model: Any, kv: KV, *, max_rows: int) -> None:
 
 def prefills(max_rows: int) -> Iterator[tuple[int, list[int]]]:
     """Rows, and the widths of their chunks one behind the other."""
-    for width in _widths(WIDEST_ALONE):
+    for width in _widths(LONGEST):
         yield 1, [width]
     for rows in sorted({power_up(count) for count in range(2, max_rows + 1)}):
         for width in _widths(min(WIDEST_TOGETHER, MOST_TOGETHER // rows)):
