@@ -55,7 +55,8 @@ class Closed:
 
     @property
     def name(self) -> str:
-        return f"{self.streams} streams{', mixed' if self.mixed else ''}"
+        streams = "1 stream" if self.streams == 1 else f"{self.streams} streams"
+        return f"{streams}, mixed" if self.mixed else streams
 
     def job(self, prompts: Prompts, seeds: Seeds, abilities: Abilities) -> Job:
         def ask(stream: int, request: int) -> Ask:

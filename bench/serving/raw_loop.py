@@ -7,9 +7,11 @@ look-ahead. Products are MLX's own. Reads cells as lines of JSON from its input,
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
 
 CHUNK = 512
+
+WARM_UP, FEWEST = 4, 12
+"""Steps: that do not count, and that do."""
 
 Draw = Callable[[mx.array, int], mx.array]
 
@@ -52,26 +57,24 @@ def sampling(rows: int) -> Draw:
 
 
 def decoded(model: Any, prompts: mx.array, tokens: int, most: float, draw: Draw) -> tuple[float, float]:
-    """Prefill's seconds, and tokens a second from there; after a few steps of warm-up, for so many seconds at most."""
+    """Prefill's seconds, and tokens a second from there, by the median step after a few that warm up."""
     cache, begun = make_prompt_cache(model), time.perf_counter()
     prefill(model, prompts[:, :-1], cache)
     position = prompts.shape[1]
     token = draw(model(prompts[:, -1:], cache=cache)[:, -1], position)
     mx.eval(token)
-    prefilled = time.perf_counter() - begun
-    for _ in range(min(4, tokens)):
-        position += 1
-        token = draw(model(token[:, None], cache=cache)[:, -1], position)
-        mx.eval(token)
-    begun, steps = time.perf_counter(), 0
-    while steps < tokens and time.perf_counter() < begun + most:
+    read = [time.perf_counter()]
+    prefilled = read[0] - begun
+    while len(read) <= WARM_UP + max(tokens, FEWEST) and read[-1] < begun + prefilled + most:
         position += 1
         following = draw(model(token[:, None], cache=cache)[:, -1], position)
         mx.async_eval(following)  # type: ignore[no-untyped-call]
         token.tolist()
-        token, steps = following, steps + 1
+        token = following
+        read.append(time.perf_counter())
     mx.eval(token)
-    return prefilled, prompts.shape[0] * steps / (time.perf_counter() - begun)
+    steps = [later - sooner for sooner, later in pairwise(read)]
+    return prefilled, prompts.shape[0] / statistics.median(steps[WARM_UP:] or steps)
 
 
 def prefill(model: Any, prompts: mx.array, cache: list[Any]) -> None:
