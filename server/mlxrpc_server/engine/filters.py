@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from mlxrpc_server.engine.some import Some, column
 from mlxrpc_server.types import Sampling
@@ -27,11 +28,11 @@ class Filters:
     def __init__(self, rows: Sequence[Sampling]) -> None:
         self._any_min_p = any(row.min_p > 0 for row in rows)
         self._least = mx.log(column([row.min_p for row in rows]))
-        self._with_top_p = Some([row.top_p < 1 for row in rows])
+        self._with_top_p = Some([_has_top_p(row) for row in rows])
         self._with_floor = Some([_has_floor(row) for row in rows])
         self._with_xtc = Some([row.xtc_probability > 0 for row in rows])
         self._with_top_k = Some([row.top_k > 0 for row in rows])
-        self._top_p = _TopP([row for row in rows if row.top_p < 1])
+        self._top_p = _TopP([row for row in rows if _has_top_p(row)])
         self._floor = _TopK([row.min_tokens_to_keep for row in rows if _has_floor(row)])
         self._xtc = _Xtc([row for row in rows if row.xtc_probability > 0])
         self._top_k = _TopK([row.top_k for row in rows if row.top_k > 0])
@@ -66,8 +67,13 @@ class Filters:
         return kept
 
 
+def _has_top_p(row: Sampling) -> bool:
+    """In float32, where a share that is next to everything is everything: so it is on every device."""
+    return bool(np.float32(row.top_p) < 1)
+
+
 def _has_floor(row: Sampling) -> bool:
-    return row.min_tokens_to_keep > 1 and (row.top_p < 1 or row.min_p > 0)
+    return row.min_tokens_to_keep > 1 and (_has_top_p(row) or row.min_p > 0)
 
 
 def _both(one: mx.array | None, other: mx.array) -> mx.array:
