@@ -71,6 +71,7 @@ def test_nothing_is_cut_off_and_little_is_added(count: int) -> None:
     assert count <= FEW.decoding(count) <= FEW.rows(count)
     assert count <= FEW.width(count) <= max(count + 15, 1.25 * count)
     assert count <= FEW.rest(count) < max(513, 2 * count)
+    assert count <= FEW.pages(count) < max(1025, 2 * count)
 
 
 @pytest.mark.parametrize(("size", "most"), [(FEW.rows, 9), (FEW.decoding, 16), (FEW.width, 12), (FEW.rest, 1)])

@@ -254,9 +254,6 @@ class Paged:
 NO_PART = 1 << 30
 """Of any row: it has nothing to do."""
 
-NARROWEST = 16
-"""Pages of a table's row."""
-
 
 def planned(
     store: Store, pages: Sequence[Sequence[int]], lengths: Sequence[int], steps: int, part: int, rows: int = 0
@@ -269,7 +266,7 @@ def planned(
     parts = [(row, number) for row, length in enumerate(lengths) for number in range((length + steps) // part + 1)]
     split = len(parts) > len(lengths)
     parts += [(0, NO_PART)] * (power_up(len(parts)) - len(parts) if split else nobody)
-    width = max(NARROWEST, power_up(max(map(len, pages))))
+    width = store.sizes.pages(max(map(len, pages)))
     return Plan(
         table=store.table([*pages, *[[]] * nobody], width),
         lengths=mx.array([*lengths, *[0] * nobody], dtype=mx.int32),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 NARROWEST = 16
 NARROWEST_REST = 512
+LEAST_PAGES = 1024
+"""Of a row, as many as nearly all have: a wider table is another size of step."""
 
 LONGEST = 2048
 """Tokens of a row's chunk: where attention is not fused, its memory grows with their square."""
@@ -42,6 +44,10 @@ def whole(_tokens: int) -> int:
     return LONGEST
 
 
+def many(pages: int) -> int:
+    return max(LEAST_PAGES, power_up(pages))
+
+
 def as_it_is(count: int) -> int:
     return count
 
@@ -60,9 +66,11 @@ class Sizes:
     """Of the chunks before it, where a step has time for so many tokens; they may be longer: then steps share one."""
     decoding: Callable[[int], int]
     """Rows that decode together."""
+    pages: Callable[[int], int]
+    """Of a row in the table that a step reads."""
     beginning: int
     """A row begins behind a multiple of so many tokens of what is kept: to compute the rest again is cheaper."""
 
 
-EXACT = Sizes(as_it_is, as_it_is, as_it_is, as_it_is, as_it_is, 1)
-FEW = Sizes(power_up, wide, rest, whole, half_power_up, 256)
+EXACT = Sizes(as_it_is, as_it_is, as_it_is, as_it_is, as_it_is, as_it_is, 1)
+FEW = Sizes(power_up, wide, rest, whole, half_power_up, many, 256)

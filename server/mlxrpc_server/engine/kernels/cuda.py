@@ -79,7 +79,7 @@ class CudaStore:
         addresses = array("Q")
         for pages in rows:
             addresses.extend(map(self._addresses.__getitem__, pages))
-            addresses.extend([0] * (width - len(pages)))
+            addresses.frombytes(bytes(addresses.itemsize * (width - len(pages))))
         return mx.array(cast("Any", addresses)).reshape(len(rows), width)
 
     def _place(self, layer: int, scale: float, window: int) -> mx.array:
