@@ -12,12 +12,12 @@ from mlx_lm.models import gemma3_text, mamba, qwen3
 VOCABULARY = 96
 
 
-def attention() -> Any:
+def attention(layers: int = 2) -> Any:
     """Plain keys and values in every layer."""
     arguments = qwen3.ModelArgs(
         model_type="qwen3",
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         intermediate_size=48,
         num_attention_heads=4,
         num_key_value_heads=2,
