@@ -6,15 +6,13 @@ it does to both. Then how long a typical record takes to be judged and compiled,
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from in_process import Decoding, loaded, made_up
-from mlxrpc_server import constraints, demo
+from in_process import Decoding, arguments, loaded, made_up
+from mlxrpc_server import constraints
 from mlxrpc_server.engine import wire
 from mlxrpc_server.engine.constraint import Grammars
 from mlxrpc_server.engine.load import Loaded
@@ -49,10 +47,7 @@ LONG = {"type": "array", "items": RECORD, "minItems": 50}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", type=Path, default=demo.source())
-    parser.add_argument("--rows", type=int, default=32)
-    chosen = parser.parse_args()
+    chosen = arguments(__doc__)
     model = loaded(chosen.model, chosen.rows)
     tokenizer = Tokenizer.load(chosen.model)
     begun = time.perf_counter()

@@ -5,11 +5,13 @@ Knows nothing of what is measured.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from mlxrpc_server import demo
 from mlxrpc_server.engine import device, load
 from mlxrpc_server.engine.batch import Batch
 from mlxrpc_server.engine.constraint import Guide
@@ -23,6 +25,14 @@ PREFILL_TOKENS = 8192
 
 MOST_STEPS = 20_000
 """Within which rows decode that were asked for. More than any model needs."""
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Of which model, and how many rows."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("model", nargs="?", type=Path, default=demo.source())
+    parser.add_argument("--rows", type=int, default=32)
+    return parser.parse_args()
 
 
 def loaded(folder: Path, rows: int) -> Loaded:

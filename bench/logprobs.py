@@ -6,12 +6,9 @@ the one beside it: whatever else the machine does, it does to both.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from pathlib import Path
 
-from in_process import Decoding, loaded, made_up
-from mlxrpc_server import demo
+from in_process import Decoding, arguments, loaded, made_up
 from mlxrpc_server.engine.load import Loaded
 
 TOP = 5
@@ -22,10 +19,7 @@ PROMPT = 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", type=Path, default=demo.source())
-    parser.add_argument("--rows", type=int, default=32)
-    chosen = parser.parse_args()
+    chosen = arguments(__doc__)
     model = loaded(chosen.model, chosen.rows)
     pairs = [[step_seconds(model, chosen.rows, logprobs) for logprobs in (-1, TOP)] for _ in range(ROUNDS)]
     without, with_them = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))

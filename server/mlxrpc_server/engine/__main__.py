@@ -1,6 +1,7 @@
 """A worker process: `python -m mlxrpc_server.engine SOCKET_FD LIFELINE_FD`.
 
-Receive, step, reply, all in one thread: others watch the server's end, and read grammars. It serves one model until its server says so or is gone.
+Receive, step, reply, all in one thread: others watch the server's end, and read grammars. It serves one model until its
+server says so or is gone.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ of its own module, and offers no other place to say how the rows lie. Knows no l
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +13,7 @@ import mlx.core as mx
 from mlx_lm.models import base
 
 from mlxrpc_server.engine import exponentials
+from mlxrpc_server.engine.reroute import reroute
 
 NAME = "scaled_dot_product_attention"
 
@@ -43,10 +43,7 @@ def stand_in(*, return_array: bool, window: int | None) -> Window | None:
 def route(model: Any) -> None:
     """From now on the model's attention asks what is stored. Whatever is not `Stored` goes mlx-lm's own way, but for
     prompts on a CPU."""
-    for module in {type(part).__module__ for part in model.modules()}:
-        namespace = sys.modules[module]
-        if getattr(namespace, NAME, None) is base.scaled_dot_product_attention:
-            setattr(namespace, NAME, _attention)
+    reroute(model, NAME, base.scaled_dot_product_attention, _attention)
 
 
 def _attention(

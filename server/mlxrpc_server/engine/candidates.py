@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxrpc_server.engine import device
 from mlxrpc_server.engine.noise import FIRST, MIXERS, NOT_ONE, SECOND, TOKEN
 from mlxrpc_server.types import Sampling
 
@@ -38,7 +39,7 @@ _MANY, _SOME = 2048, 512
 
 def suits() -> bool:
     """Whether the logits are computed where numpy can look at them without a copy."""
-    return mx.default_device() == mx.Device(mx.cpu)
+    return device.on_cpu()
 
 
 class Rows:

@@ -16,23 +16,18 @@ CONTAINER_LIMITS = (
 )
 """The most that this container may take, and what it takes: cgroups in their second version, and in their first."""
 
-
-PLANS = "MLX_CUDA_SDPA_CACHE_SIZE"
+PLANS = "MLX_CUDA_SDPA_CACHE_SIZE", "4096"
+"""cuDNN's are dear, and MLX keeps only 256 by itself."""
 
 
 def prepare() -> str:
     """Before anything is computed. Gives the name of the BLAS that MLX uses then; empty where it uses none of ours."""
-    keep_plans()
+    os.environ.setdefault(*PLANS)
     name = blas.install()
     if on_cpu():
         # Each compiled function costs seconds of g++ there, and saves nothing that can be measured.
         mx.disable_compile()
     return name
-
-
-def keep_plans() -> None:
-    """cuDNN's are dear, and MLX keeps only 256 by itself."""
-    os.environ.setdefault(PLANS, "4096")
 
 
 def on_cpu() -> bool:

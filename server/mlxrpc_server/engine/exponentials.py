@@ -7,11 +7,13 @@ model's products in all. From those, an exponential is four times as fast. Knows
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models import activations
+
+from mlxrpc_server.engine import device
+from mlxrpc_server.engine.reroute import reroute
 
 MANY = 1 << 14
 """Numbers from which the launches of some twenty operations cost less than they save."""
@@ -60,10 +62,7 @@ def _slope(_x: mx.array, cotangent: mx.array, powers: mx.array) -> mx.array:
 
 def route(model: Any) -> None:
     """From now on the model's gates come here; those of few numbers, or in half precision, go mlx-lm's own way."""
-    for module in {type(part).__module__ for part in model.modules()}:
-        namespace = sys.modules[module]
-        if getattr(namespace, NAME, None) is _swiglu:
-            setattr(namespace, NAME, swiglu)
+    reroute(model, NAME, _swiglu, swiglu)
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
@@ -81,7 +80,7 @@ def suits(queries: mx.array, mask: Any, sinks: mx.array | None) -> bool:
         and sinks is None
         and queries.dtype == mx.float32
         and queries.shape[2] >= CHUNK // 2
-        and mx.default_device() == mx.Device(mx.cpu)
+        and device.on_cpu()
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
+from mlxrpc_server.engine import device
 from mlxrpc_server.engine.some import Some, column
 from mlxrpc_server.types import Sampling
 
@@ -106,7 +107,7 @@ class _TopP:
 def _edge(masses: mx.array, wanted: mx.array) -> mx.array:
     """The least of the largest masses that reach what is wanted. Masses are their bits: as integers they sort faster."""
     above = mx.zeros_like(wanted)
-    few = _FEW if mx.default_device() == mx.Device(mx.cpu) else masses.shape[-1]
+    few = _FEW if device.on_cpu() else masses.shape[-1]
     while masses.shape[-1] > few:
         masses, above = _half_with_edge(masses, above, wanted)
     ordered = mx.sort(masses, axis=-1)[:, ::-1].view(mx.float32)
@@ -179,7 +180,7 @@ def running(values: mx.array, *, inclusive: bool = True) -> mx.array:
     Not by one `cumsum` on a GPU: in MLX 0.32.4, CUDA's scan of a row that takes a block more than one round races
     (contiguous_scan in scan.cu reads its prefix where the next round already writes). In parts no row takes two.
     """
-    if mx.default_device() == mx.Device(mx.cpu) or values.shape[-1] <= _ROUND:
+    if device.on_cpu() or values.shape[-1] <= _ROUND:
         return mx.cumsum(values, axis=-1, inclusive=inclusive)
     return in_parts(values, inclusive=inclusive)
 

@@ -97,7 +97,7 @@ def _model(path: Path, report: Report, keep_quantized: bool, free_bytes: Callabl
     model, _config = mlx_lm_utils.load_model(path, lazy=True)
     model.eval()
     report("memory")
-    if mx.default_device() == mx.Device(mx.cpu) and not (keep_quantized and _is_quantized(model)):
+    if device.on_cpu() and not (keep_quantized and _is_quantized(model)):
         _widen(model, free_bytes)
     return model, _settle(model)
 
@@ -145,7 +145,7 @@ def _widen(model: Any, free_bytes: Callable[[], int]) -> None:
 def _quicken(model: Any, blas: str) -> None:
     if product.available():
         log.info("products of few rows take a kernel of our own", extra={"layers": thin.install(model)})
-    if mx.default_device() == mx.Device(mx.cpu):
+    if device.on_cpu():
         exponentials.route(model)
         if panels.pay(blas):
             log.info("matrices lie in panels, which this CPU reads fastest", extra={"layers": panels.install(model)})
