@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrpc_server.engine.kernels import draw as fused
-from mlxrpc_server.engine.kernels import shortened
 from mlxrpc_server.engine.kernels.product import Form, Layer
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
@@ -320,8 +319,3 @@ def test_products_of_several_layers_are_theirs(
         expected = x.astype(mx.float32) @ layer.weight.astype(mx.float32).T
         expected = expected if layer.bias is None else expected + layer.bias
         assert differ(actual, expected) <= 2**-8 * float(mx.abs(expected).max())
-
-
-def test_what_is_shortened_has_no_comment_and_the_same_words() -> None:
-    text = "// What it is.\n#define TWO(a) \\\n  a  // twice\n\n  int x = 1;\n"
-    assert shortened(text) == "#define TWO(a) \\\na\nint x = 1;"
