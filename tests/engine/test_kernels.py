@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrpc_server.engine.kernels import draw as fused
+from mlxrpc_server.engine.kernels.cuda import packed
 from mlxrpc_server.engine.kernels.product import Form, Layer
+from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
 from tests.engine import simt
@@ -20,9 +22,6 @@ from tests.engine import simt
 pytestmark = pytest.mark.skipif(simt.COMPILER is None, reason="no g++ to build the kernels with")
 
 PAGE = 32
-
-Token = tuple[mx.array, mx.array, mx.array]
-"""Each row's new query, key and value."""
 
 
 def sampling(temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int = 0) -> Sampling:
@@ -118,17 +117,33 @@ class Shape:
         return float(self.size**-0.5)
 
 
-SHAPES = [
-    Shape(mx.float32, 64, 2, 2),
-    Shape(mx.float32, 80, 1, 7),
-    Shape(mx.float32, 256, 1, 9),
-    Shape(mx.bfloat16, 96, 2, 1),
-    Shape(mx.bfloat16, 128, 2, 4),
-]
+TURNS = {
+    Shape(mx.float32, 64, 2, 2): (64, False, True, True),
+    Shape(mx.float32, 80, 1, 7): (26, True, False, False),
+    Shape(mx.float32, 256, 1, 9): (128, False, True, False),
+    Shape(mx.bfloat16, 96, 2, 1): (96, True, False, True),
+    Shape(mx.bfloat16, 128, 2, 4): (128, False, True, True),
+}
+"""As the library has them: how many numbers turn, whether traditionally, and whether queries and keys are normed."""
+
+SHAPES = list(TURNS)
+
+
+def turn_of(shape: Shape) -> Turn:
+    dims, traditional, *normed = TURNS[shape]
+    query, key = (
+        (1 + 0.3 * mx.random.normal((shape.size,), key=mx.random.key(place))).astype(shape.dtype) if one else None
+        for place, one in enumerate(normed)
+    )
+    frequencies = 100 ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims)
+    return Turn(frequencies, dims, traditional=traditional, query_norm=query, key_norm=key, eps=1e-2)
 
 
 class Memory:
     """Rows of keys and values, written into pages by the kernel, in an order that is nobody's."""
+
+    turn: Turn | None = None
+    """Of what attends from now on."""
 
     def __init__(self, shape: Shape, lengths: list[int]) -> None:
         self.shape, self.lengths = shape, lengths
@@ -164,11 +179,15 @@ class Memory:
         shape, work = self.shape, self.work(chunk)
         table = self.order.astype(np.uint64) * self.page_bytes + self.first
         place = np.array([0, self.behind, window, self.scale_bits])
+        if self.turn:
+            place = np.concatenate([place, np.array(packed(self.turn))])
         counters = np.zeros(len(self.lengths) * shape.kv_heads, dtype=np.uint32)
         out, partials = self.outputs(token, work)
         q, k, v = map(simt.memory, token)
         where = (table, table.shape[1], self.held, work, place, counters)
-        simt.call(f"attend_{shape.name}", q, k, v, *where, out, partials, len(work) // 2)
+        simt.call(
+            f"attend_{shape.name}{'_turned' if self.turn else ''}", q, k, v, *where, out, partials, len(work) // 2
+        )
         assert not counters.any()
         return simt.numbers(out, shape.dtype)
 
@@ -181,6 +200,16 @@ class Memory:
         shape = self.shape
         partials = np.full(len(work) // 2 * shape.kv_heads * shape.group * (shape.size + 2), np.nan, dtype=np.float32)
         return np.zeros_like(simt.memory(token[0])), partials
+
+    def take(self, token: Token) -> None:
+        """The new token is one of those that the rows hold."""
+        _, key, value = token
+        room = mx.zeros((*self.keys.shape[:2], 1, self.shape.size), self.shape.dtype)
+        self.keys, self.values = (mx.concatenate([old, room], axis=2) for old in (self.keys, self.values))
+        for row, length in enumerate(self.lengths):
+            self.keys[row, :, length] = key[row, :, 0]
+            self.values[row, :, length] = value[row, :, 0]
+        self.lengths = [length + 1 for length in self.lengths]
 
     def expected(self, token: Token, window: int = 0) -> mx.array:
         queries, key, value = token
@@ -255,19 +284,47 @@ def test_attention_over_pages_is_attention(
     assert differ(memory.attend(token, chunk, window), memory.expected(token, window)) < tolerance
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.sampled_from(SHAPES),
+    lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4),
+    chunk=st.sampled_from([64, 1024]),
+    window=st.sampled_from([0, 0, 1, 70]),
+)
+def test_queries_and_keys_are_normed_and_turned_before_they_attend(
+    shape: Shape, lengths: list[int], chunk: int, window: int
+) -> None:
+    memory = Memory(shape, lengths)
+    memory.write()
+    memory.turn = turn_of(shape)
+    token = token_of(shape, len(lengths), seed=len(lengths))
+    expected = memory.expected(turned(token, mx.array(lengths), memory.turn), window)
+    assert differ(memory.attend(token, chunk, window), expected) < (1e-4 if shape.dtype == mx.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_the_key_that_is_kept_is_the_turned_one(shape: Shape) -> None:
+    lengths = [62, 31, 0]
+    memory = Memory(shape, lengths)
+    memory.write()
+    memory.turn = turn_of(shape)
+    token = token_of(shape, 3, seed=4)
+    memory.attend(token, chunk=64)
+    memory.take(turned(token, mx.array(lengths), memory.turn))
+    memory.turn = None
+    again = token_of(shape, 3, seed=5)
+    tolerance = 1e-4 if shape.dtype == mx.float32 else 3e-2
+    assert differ(memory.attend(again, chunk=64), memory.expected(again)) < tolerance
+
+
 @KINDS
 def test_the_new_token_is_in_its_page_afterwards(kind: type[Memory]) -> None:
     shape, lengths = SHAPES[0], [62, 31, 0]
     memory = kind(shape, lengths)
     memory.write()
-    _, key, value = token = token_of(shape, 3, seed=4)
+    token = token_of(shape, 3, seed=4)
     memory.attend(token, chunk=64)
-    room = mx.zeros((3, shape.kv_heads, 1, shape.size))
-    memory.keys, memory.values = (mx.concatenate([old, room], axis=2) for old in (memory.keys, memory.values))
-    for row, length in enumerate(lengths):
-        memory.keys[row, :, length] = key[row, :, 0]
-        memory.values[row, :, length] = value[row, :, 0]
-    memory.lengths = [length + 1 for length in lengths]
+    memory.take(token)
     again = token_of(shape, 3, seed=5)
     assert differ(memory.attend(again, chunk=64), memory.expected(again)) < 2e-5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from mlx_lm.models import qwen3
 from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kernels.plain import PlainStore
 from mlxrpc_server.engine.kernels.stores import agrees
+from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
 from mlxrpc_server.engine.often import OFTEN
 from mlxrpc_server.engine.paged import Form, Paged, Plan, Store, form_of, planned
 from mlxrpc_server.engine.pages import AHEAD, SIZE
@@ -294,18 +296,62 @@ def test_a_store_that_attends_like_plain_operations_is_told_from_one_that_does_n
     assert not agrees(Broken, FORM)
 
 
+def test_a_store_that_turns_like_plain_operations_is_told_from_one_that_does_not() -> None:
+    for turn in (TURN, replace(TURN, traditional=True), replace(TURN, query_norm=None, key_norm=None)):
+        assert agrees(PlainStore, FORM, turn)
+        assert not agrees(Still, FORM, turn)
+        assert not agrees(Late, FORM, turn)
+
+
+def test_a_turn_is_one_of_heads_that_it_finds_room_in() -> None:
+    assert TURN.suits(64)
+    assert not TURN.suits(32)
+    assert not TURN.suits(128)
+    assert replace(TURN, query_norm=None, key_norm=None).suits(128)
+    assert not replace(TURN, dims=62).suits(64)
+
+
+TURN = Turn(
+    frequencies=10_000 ** (mx.arange(0, 64, 2, dtype=mx.float32) / 64),
+    dims=64,
+    traditional=False,
+    query_norm=mx.full((64,), 300.0),
+    key_norm=mx.full((64,), 200.0),
+    eps=1e-6,
+)
+
+
+class Still(PlainStore):
+    """Turns nothing."""
+
+    def attend(
+        self, layer: int, token: Token, plan: Plan, scale: float, window: int, turn: Turn | None = None
+    ) -> mx.array:
+        return super().attend(layer, token, plan, scale, window)
+
+
+class Late(PlainStore):
+    """Takes the place behind a row's new token for the token's own."""
+
+    def attend(
+        self, layer: int, token: Token, plan: Plan, scale: float, window: int, turn: Turn | None = None
+    ) -> mx.array:
+        late = turned(token, plan.lengths + 1, turn)
+        return super().attend(layer, late, plan, scale, window)
+
+
 class Forgetful(PlainStore):
     """Does not see a row's last token."""
 
     def attend(
-        self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int
+        self, layer: int, token: Token, plan: Plan, scale: float, window: int, turn: Turn | None = None
     ) -> mx.array:
         queries, keys, values = token
-        return super().attend(layer, (queries, keys, mx.zeros_like(values)), plan, scale, window)
+        return super().attend(layer, (queries, keys, mx.zeros_like(values)), plan, scale, window, turn)
 
 
 class Broken(PlainStore):
     def attend(
-        self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int
+        self, layer: int, token: Token, plan: Plan, scale: float, window: int, turn: Turn | None = None
     ) -> mx.array:
         raise RuntimeError("the kernel cannot be launched")

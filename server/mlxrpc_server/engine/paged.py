@@ -15,6 +15,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlxrpc_server.engine import attention
 from mlxrpc_server.engine.attention import Window, stand_in
+from mlxrpc_server.engine.kernels.turn import Token, Turn
 from mlxrpc_server.engine.kv import Beginnings
 from mlxrpc_server.engine.often import Often
 from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, slabs
@@ -96,9 +97,12 @@ class Store(Protocol):
         """The first so many tokens of each row of [rows, heads, columns, size]."""
 
     def attend(
-        self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int
+        self, layer: int, token: Token, plan: Plan, scale: float, window: int, turn: Turn | None = None
     ) -> mx.array:
-        """Of each row's new query over what the row holds and its new key and value, which are written besides."""
+        """Of each row's new query over what the row holds and its new key and value, which are written besides.
+
+        With a turn, query and key come as they are before it.
+        """
 
     def read(self, layer: int, rows: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
         """Keys and values of rows of as many whole pages each, as they are behind all that was begun until now."""

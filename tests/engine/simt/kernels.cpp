@@ -11,12 +11,13 @@
 
 constexpr int PAGE = 32, STAGES = 3;
 
-template <typename T, int D, int HKV, int G>
+template <typename T, int D, int HKV, int G, typename TURN>
 void attend(const void* q, const void* k, const void* v, const uint64_t* table, int width, const int* lengths,
             const int* work, const int64_t* place, uint32_t* counters, void* out, float* partials, int items) {
   simt::launch({static_cast<unsigned>(items * HKV), 1, 1}, mlxrpc::Warps<G>::ALL * 32, [=] {
-    mlxrpc::attend<T, D, HKV, G, PAGE, STAGES>(static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
-                                       table, width, lengths, work, place, counters, static_cast<T*>(out), partials);
+    mlxrpc::attend<T, D, HKV, G, PAGE, STAGES, TURN>(static_cast<const T*>(q), static_cast<const T*>(k),
+                                                     static_cast<const T*>(v), table, width, lengths, work, place,
+                                                     counters, static_cast<T*>(out), partials);
   });
 }
 
@@ -49,22 +50,28 @@ void product(const void* x, int rows, int depth, const uint64_t* arrays, const i
   });
 }
 
-#define ATTENTION(name, T, D, HKV, G)                                                                                 \
+#define ATTEND(name, T, D, HKV, G, ...)                                                                               \
   extern "C" void attend_##name(const void* q, const void* k, const void* v, const uint64_t* table, int width,        \
                                 const int* lengths, const int* work, const int64_t* place, uint32_t* counters,        \
                                 void* out, float* partials, int items) {                                              \
-    attend<T, D, HKV, G>(q, k, v, table, width, lengths, work, place, counters, out, partials, items);                \
-  }                                                                                                                   \
+    attend<T, D, HKV, G, mlxrpc::__VA_ARGS__>(q, k, v, table, width, lengths, work, place, counters, out, partials,   \
+                                              items);                                                                 \
+  }
+
+// Each with a turn of its own too: every kind of it, and heads that turn as a whole or in part.
+#define ATTENTION(name, T, D, HKV, G, ...)                                                                            \
+  ATTEND(name, T, D, HKV, G, Still)                                                                                   \
+  ATTEND(name##_turned, T, D, HKV, G, Turn<T, D, __VA_ARGS__>)                                                        \
   extern "C" void write_##name(const void* keys, const void* values, int rows, int columns, const uint64_t* table,    \
                                int width, const int* lengths, const int64_t* place) {                                 \
     write<T, D, HKV>(keys, values, rows, columns, table, width, lengths, place);                                      \
   }
 
-ATTENTION(f32_64_2_2, float, 64, 2, 2)
-ATTENTION(f32_80_1_7, float, 80, 1, 7)
-ATTENTION(f32_256_1_9, float, 256, 1, 9)
-ATTENTION(bf16_96_2_1, bfloat, 96, 2, 1)
-ATTENTION(bf16_128_2_4, bfloat, 128, 2, 4)
+ATTENTION(f32_64_2_2, float, 64, 2, 2, 64, false, true, true)
+ATTENTION(f32_80_1_7, float, 80, 1, 7, 26, true, false, false)
+ATTENTION(f32_256_1_9, float, 256, 1, 9, 128, false, true, false)
+ATTENTION(bf16_96_2_1, bfloat, 96, 2, 1, 96, true, false, true)
+ATTENTION(bf16_128_2_4, bfloat, 128, 2, 4, 128, false, true, true)
 
 extern "C" void draw_f32(const void* logits, int rows, int width, const uint32_t* positions, const float* numbers,
                          const uint32_t* settings, uint32_t* tokens, int threads) {

@@ -179,6 +179,7 @@ T atomicMax(T* at, T other) {
 }
 inline float __ldcg(const float* from) { return *from; }
 inline float __expf(float x) { return std::exp(x); }
+inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 inline int __clz(uint32_t bits) { return bits ? __builtin_clz(bits) : 32; }
 inline uint32_t __float_as_uint(float x) {
   uint32_t bits;

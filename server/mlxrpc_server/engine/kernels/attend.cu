@@ -7,7 +7,8 @@
 //   table    [rows, width]: the address of each page's first key, in the first layer
 //   lengths  [rows]: tokens of each row that are in its pages
 //   work     tokens of a part, then (row, part) for each block; a row's parts stand side by side, from the first
-//   place    this layer's bytes behind a page's address, for keys and for values; the window (0: none); the scale's bits
+//   place    this layer's bytes behind a page's address, for keys and for values; the window (0: none); the scale's bits;
+//            then what a Turn wants
 //   counters [rows, HKV]: parts that are done, zero before and after
 
 #ifndef RING
@@ -134,6 +135,78 @@ struct Answer {
   }
 };
 
+// Queries and keys come as they are to be attended to.
+struct Still {
+  static constexpr bool TURNS = false;
+};
+
+// Queries and keys come as a product gave them: a head is normed, where the model does that, and turned by its position.
+// A warp takes a head, and a lane has both numbers of a pair. Of the head's pairs the first DIMS / 2 turn.
+//
+// From `place`: eps's bits; then floats: the queries' weights, the key's, as far as they are normed; one over each
+// pair's frequency.
+template <typename T, int D, int DIMS, bool TRADITIONAL, bool QUERY_NORM, bool KEY_NORM>
+struct Turn {
+  static constexpr bool TURNS = true;
+  static constexpr int PAIRS = (D / 2 + 31) / 32;
+  static_assert(DIMS % 2 == 0 && DIMS <= D, "whole pairs turn");
+
+  float numbers[PAIRS][2], weights[PAIRS][2], inverse[PAIRS];
+  float eps;
+  bool normed;
+
+  __device__ static int pair(int p) { return 32 * p + threadIdx.x % 32; }
+  __device__ static bool there(int p) { return pair(p) < D / 2; }
+  __device__ static bool turns(int p) { return pair(p) < DIMS / 2; }
+  __device__ static int at(int p, int which) {
+    return TRADITIONAL || !turns(p) ? 2 * pair(p) + which : pair(p) + which * (DIMS / 2);
+  }
+
+  __device__ void load(const T* head, bool key, const int64_t* place) {
+    const float* given = reinterpret_cast<const float*>(place + 5);
+    eps = __int_as_float(static_cast<int>(place[4]));
+    normed = key ? KEY_NORM : QUERY_NORM;
+#pragma unroll
+    for (int p = 0; p < PAIRS; p++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        numbers[p][i] = there(p) ? static_cast<float>(head[at(p, i)]) : 0.f;
+        weights[p][i] = there(p) && normed ? given[(key && QUERY_NORM ? D : 0) + at(p, i)] : 0.f;
+      }
+      inverse[p] = turns(p) ? given[D * (QUERY_NORM + KEY_NORM) + pair(p)] : 0.f;
+    }
+  }
+
+  // Rounded where MLX's own operations round.
+  __device__ void norm() {
+    float squares = 0.f;
+#pragma unroll
+    for (int p = 0; p < PAIRS; p++) squares += numbers[p][0] * numbers[p][0] + numbers[p][1] * numbers[p][1];
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, apart);
+    const float by = rsqrtf(squares / D + eps);
+#pragma unroll
+    for (int p = 0; p < PAIRS; p++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) numbers[p][i] = rounded(rounded(numbers[p][i] * by) * weights[p][i]);
+  }
+
+  __device__ void store(T* to, int position) {
+    if (normed) norm();
+#pragma unroll
+    for (int p = 0; p < PAIRS; p++) {
+      float sine = 0.f, cosine = 1.f;
+      if (turns(p)) sincosf(static_cast<float>(position) * inverse[p], &sine, &cosine);
+      if (there(p)) {
+        to[at(p, 0)] = static_cast<T>(numbers[p][0] * cosine - numbers[p][1] * sine);
+        to[at(p, 1)] = static_cast<T>(numbers[p][0] * sine + numbers[p][1] * cosine);
+      }
+    }
+  }
+
+  __device__ static float rounded(float number) { return static_cast<float>(static_cast<T>(number)); }
+};
+
 // Four queries to a warp at most: with more, registers would run short. Warps with other queries read the same tokens.
 template <int G>
 struct Warps {
@@ -143,7 +216,7 @@ struct Warps {
   static constexpr int ALL = ROLES * TEAMS;
 };
 
-template <typename T, int D, int HKV, int G, int PAGE, int STAGES>
+template <typename T, int D, int HKV, int G, int PAGE, int STAGES, typename TURN = Still>
 __device__ void attend(const T* q, const T* k, const T* v, const uint64_t* table, int width, const int* lengths,
                        const int* work, const int64_t* place, uint32_t* counters, T* out, float* partials) {
   using Vectors = Head<T, D>;
@@ -170,13 +243,25 @@ __device__ void attend(const T* q, const T* k, const T* v, const uint64_t* table
   const uint64_t* pages = table + static_cast<size_t>(row) * width;
   const size_t in_page = static_cast<size_t>(head) * PAGE * D;
 
+  const size_t one = (static_cast<size_t>(row) * HKV + head) * D;
+  const float scale = __int_as_float(static_cast<int>(place[3])) * 1.44269504f;
+
+  RING(ring);
+  // Behind the ring: the queries and, in the last part, the key.
+  T* turned = reinterpret_cast<T*>(ring + W::ALL * STAGES * 2 * TAKEN);
+  const int turning = part == last_part ? G + 1 : G;
+  TURN turn;
+  const auto load = [&](auto& turn, int h) { turn.load(h < G ? q + (queries + h) * D : k + one, h == G, place); };
   Answer<T, D, W::HEADS> answer;
-  answer.ask(q + (queries + role * W::HEADS) * D, lane, heads, __int_as_float(static_cast<int>(place[3])) * 1.44269504f);
+  if constexpr (TURN::TURNS) {
+    if (warp < turning) load(turn, warp);
+  } else {
+    answer.ask(q + (queries + role * W::HEADS) * D, lane, heads, scale);
+  }
 
   const int begin = max(part * chunk, least), end = min((part + 1) * chunk, length);
   const int first = begin / UNROLL * UNROLL, tiles = end > first ? (end - first + TILE - 1) / TILE : 0;
   const int token = first + (team * GROUPS + group) * UNROLL;
-  RING(ring);
   uint4* mine = ring + warp * STAGES * 2 * TAKEN + threadIdx.x % 32;
   const auto page_of = [&](int tile) { return token + tile * TILE < end ? pages[(token + tile * TILE) / PAGE] : 0; };
   const auto seen_in = [&](int tile, int t) { return token + tile * TILE + t >= begin && token + tile * TILE + t < end; };
@@ -198,6 +283,14 @@ __device__ void attend(const T* q, const T* k, const T* v, const uint64_t* table
 #pragma unroll
   for (int tile = 0; tile < STAGES - 1; tile++) fetch(tile, page_of(tile));
   uint64_t page = page_of(STAGES - 1);
+  if constexpr (TURN::TURNS) {
+    for (int h = warp; h < turning; h += W::ALL) {
+      if (h > warp) load(turn, h);
+      turn.store(turned + h * D, length);
+    }
+    __syncthreads();
+    answer.ask(turned + role * W::HEADS * D, lane, heads, scale);
+  }
   for (int tile = 0; tile < tiles; tile++) {
     fetch(tile + STAGES - 1, page);
     page = page_of(tile + STAGES);
@@ -217,8 +310,7 @@ __device__ void attend(const T* q, const T* k, const T* v, const uint64_t* table
   if (part == last_part && team == 0) {
     Vectors key[1], value[1];
     const bool seen[1] = {group == 0};
-    const size_t one = (static_cast<size_t>(row) * HKV + head) * D;
-    key[0].load(k + one, lane, true);
+    key[0].load(TURN::TURNS ? turned + G * D : k + one, lane, true);
     value[0].load(v + one, lane, true);
     answer.hear(key, value, seen);
     if (role == 0 && group == 0) {

@@ -17,6 +17,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from mlxrpc_server.engine.kernels import cuda_kernel
+from mlxrpc_server.engine.kernels.turn import Token, Turn
 from mlxrpc_server.engine.paged import Form, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
 from mlxrpc_server.engine.sizes import FEW
@@ -29,6 +30,9 @@ STAGES = 2
 
 STAGE_BYTES = 4096
 """Keys and values that a warp computes with at once."""
+
+STILL = "Still"
+"""Of attend.cu: the kind of turn that is none."""
 
 
 class CudaStore:
@@ -46,7 +50,7 @@ class CudaStore:
         """Of every page, in the first layer's keys."""
         self.tickets = [mx.zeros((1,), form.dtype) for _ in range(form.layers)]
         self._counters = [mx.zeros((0,), mx.uint32)] * form.layers
-        self._places: dict[tuple[int, float, int], mx.array] = {}
+        self._places: dict[tuple[int, float, int, Turn | None], mx.array] = {}
 
     @property
     def _layer_page_bytes(self) -> int:
@@ -82,14 +86,16 @@ class CudaStore:
             addresses.frombytes(bytes(addresses.itemsize * (width - len(pages))))
         return mx.array(cast("Any", addresses)).reshape(len(rows), width)
 
-    def _place(self, layer: int, scale: float, window: int) -> mx.array:
+    def _place(self, layer: int, scale: float, window: int, turn: Turn | None = None) -> mx.array:
         """Where this layer's keys and values lie behind a page's address, and how it attends."""
-        known = self._places.get((layer, scale, window))
+        known = self._places.get((layer, scale, window, turn))
         if known is None:
             layer_bytes = self.slab * self._layer_page_bytes
-            bits = struct.unpack("<i", struct.pack("<f", scale))[0]
-            known = mx.array([2 * layer * layer_bytes, (2 * layer + 1) * layer_bytes, window, bits], dtype=mx.int64)
-            self._places[layer, scale, window] = known
+            numbers = [2 * layer * layer_bytes, (2 * layer + 1) * layer_bytes, window, _bits(scale)]
+            known = mx.array(numbers, dtype=mx.int64)
+            known = known if turn is None else mx.concatenate([known, packed(turn)])
+            mx.eval(known)
+            self._places[layer, scale, window, turn] = known
         return known
 
     def write(self, layer: int, keys: mx.array, values: mx.array, table: mx.array, lengths: Sequence[int]) -> None:
@@ -128,14 +134,14 @@ class CudaStore:
         return rows_of(keys, len(rows)), rows_of(values, len(rows))
 
     def attend(
-        self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int
+        self, layer: int, token: Token, plan: Plan, scale: float, window: int, turn: Turn | None = None
     ) -> mx.array:
         form = self._form
         queries, keys, values = token
         heads = queries.shape[1]
         threads = 32 * _warps(form.queries)
-        partials = plan.parts * heads * (form.head_size + 2) if plan.split else 1
-        attended, _, self.tickets[layer] = _attend(threads // 32)(
+        partials = plan.parts * heads * (form.head_size + 2)
+        attended, _, self.tickets[layer] = _attend(form, _kind(turn))(
             inputs=[
                 queries.astype(form.dtype),
                 keys.astype(form.dtype),
@@ -144,7 +150,7 @@ class CudaStore:
                 plan.table,
                 plan.lengths,
                 plan.work,
-                self._place(layer, scale, window),
+                self._place(layer, scale, window, turn),
                 self._counters[layer],
             ],
             template=[
@@ -187,15 +193,38 @@ def _aside() -> mx.Stream:
     return mx.new_stream(mx.default_device())
 
 
+def _bits(number: float) -> int:
+    """A float32's, as a whole number."""
+    return cast("int", struct.unpack("<i", struct.pack("<f", number))[0])
+
+
+def packed(turn: Turn) -> mx.array:
+    """As attend.cu says it. MLX itself divides by the frequencies before it multiplies by the position."""
+    norms = [norm.astype(mx.float32) for norm in (turn.query_norm, turn.key_norm) if norm is not None]
+    numbers = mx.concatenate([*norms, 1.0 / turn.frequencies.astype(mx.float32)])
+    whole = mx.concatenate([numbers, mx.zeros((numbers.size % 2,), mx.float32)]).view(mx.int64)
+    return mx.concatenate([mx.array([_bits(turn.eps)], dtype=mx.int64), whole])
+
+
+def _kind(turn: Turn | None) -> str:
+    """Its type in attend.cu."""
+    if turn is None:
+        return STILL
+    said = (turn.traditional, turn.query_norm is not None, turn.key_norm is not None)
+    return f"Turn<T, D, {turn.dims}, {', '.join(str(one).lower() for one in said)}>"
+
+
 @functools.cache
-def _attend(warps: int) -> Any:
+def _attend(form: Form, kind: str) -> Any:
+    ring = _warps(form.queries) * STAGES * STAGE_BYTES
+    turned = (form.queries + 1) * form.head_size * form.dtype.size if kind != STILL else 0
     return cuda_kernel(
         ("later", "attend"),
         inputs=("q", "k", "v", "ticket", "table", "lengths", "work", "place", "counters"),
         outputs=("out", "partials", "next"),
-        call="mlxrpc::attend<T, D, HKV, G, PAGE, STAGES>(q, k, v, table, table_shape[1], lengths, work, place,"
-        " const_cast<uint32_t*>(counters), out, partials);",
-        shared=warps * STAGES * STAGE_BYTES,
+        call=f"mlxrpc::attend<T, D, HKV, G, PAGE, STAGES, mlxrpc::{kind}>(q, k, v, table, table_shape[1], lengths, work,"
+        " place, const_cast<uint32_t*>(counters), out, partials);",
+        shared=ring + turned,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxrpc_server.engine.kernels import metal_kernel
+from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
 from mlxrpc_server.engine.paged import Form, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
 from mlxrpc_server.engine.sizes import EXACT
@@ -84,10 +85,10 @@ class MetalStore:
         return rows_of(keys[pages], len(rows)), rows_of(values[pages], len(rows))
 
     def attend(
-        self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int
+        self, layer: int, token: Token, plan: Plan, scale: float, window: int, turn: Turn | None = None
     ) -> mx.array:
         form = self._form
-        queries, keys, values = token
+        queries, keys, values = turned(token, plan.lengths, turn)
         heads = queries.shape[1]
         threads = 32 * warps(form)
         template = [("T", form.dtype), ("D", form.head_size), ("HKV", form.kv_heads), ("G", form.queries)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
 from mlxrpc_server.engine.paged import Form, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
 from mlxrpc_server.engine.sizes import EXACT
@@ -46,9 +47,9 @@ class PlainStore:
                     stored[layer][page, :, : tokens.shape[1]] = tokens
 
     def attend(
-        self, layer: int, token: tuple[mx.array, mx.array, mx.array], plan: Plan, scale: float, window: int
+        self, layer: int, token: Token, plan: Plan, scale: float, window: int, turn: Turn | None = None
     ) -> mx.array:
-        queries, keys, values = token
+        queries, keys, values = turned(token, plan.lengths, turn)
         attended = []
         for row, (pages, length) in enumerate(zip(plan.table, plan.held, strict=True)):
             if not pages:
