@@ -15,6 +15,7 @@ from mlxrpc_server.engine.pages import (
     fit,
     needed,
     part_tokens,
+    parts_of,
 )
 from mlxrpc_server.engine.room import Room
 from mlxrpc_server.types import RowId
@@ -63,15 +64,16 @@ def test_rows_fit_by_whole_slabs_and_one_alone_always() -> None:
 
 @pytest.mark.parametrize(
     ("lengths", "tokens"),
-    [([160], 128), ([160] * 64, 384), ([2048] * 8, 512), ([32_000], 1024), ([160] * 120 + [8000], 512)],
+    [([160], 128), ([160] * 64, 256), ([2048] * 8, 640), ([32_000], 1024), ([160] * 120 + [8000], 512)],
 )
 def test_many_rows_are_cut_less_than_few(lengths: list[int], tokens: int) -> None:
     assert part_tokens(lengths, kv_heads=8) == tokens
 
 
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=50), st.integers(1, 64))
-def test_parts_are_whole_steps_and_a_row_has_not_too_many(lengths: list[int], kv_heads: int) -> None:
-    tokens = part_tokens(lengths, kv_heads)
+def test_rows_of_any_length_have_no_more_parts_than_others(lengths: list[int], kv_heads: int) -> None:
+    tokens, parts = part_tokens(lengths, kv_heads), parts_of(len(lengths), kv_heads)
     assert tokens % SHORTEST_PART == 0
-    assert tokens <= LONGEST_PART or max(lengths) / tokens >= 16
-    assert max(lengths) / tokens <= 33
+    assert sum(length // tokens + 1 for length in lengths) <= parts
+    shorter = tokens - SHORTEST_PART
+    assert tokens <= LONGEST_PART or sum(length // shorter + 1 for length in lengths) > parts

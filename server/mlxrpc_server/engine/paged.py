@@ -18,7 +18,7 @@ from mlxrpc_server.engine.attention import Window, stand_in
 from mlxrpc_server.engine.kernels.turn import Token, Turn
 from mlxrpc_server.engine.kv import Beginnings
 from mlxrpc_server.engine.often import Often
-from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, slabs
+from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, parts_of, slabs
 from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.engine.sizes import Sizes, power_up
@@ -150,6 +150,10 @@ class Paged:
     def store(self) -> Store:
         return self._store
 
+    @property
+    def form(self) -> Form:
+        return self._form
+
     def fits(self, lengths: Sequence[int], beside: int = 0) -> bool:
         return fit(lengths, self._form.page_bytes, self._slab, self._room, beside)
 
@@ -239,7 +243,9 @@ class Paged:
         steps = min((len(self._pages.of(row)) * SIZE - length for row, length in self._lengths.items()), default=0)
         pages = [self._pages.of(row) for row in self._order]
         rows = self.sizes.decoding(len(pages)) if pages else 0
-        return planned(self._store, pages, begun, steps, part_tokens(begun, self._form.kv_heads), rows)
+        part = part_tokens([length + steps for length in begun], self._form.kv_heads)
+        parts = parts_of(rows, self._form.kv_heads)
+        return planned(self._store, pages, begun, steps, part, rows=rows, least_parts=parts)
 
     def _hold(self) -> None:
         """Takes some slabs more than are needed where there is room, and gives back what is far too much."""
@@ -260,16 +266,21 @@ NO_PART = 1 << 30
 
 
 def planned(
-    store: Store, pages: Sequence[Sequence[int]], lengths: Sequence[int], steps: int, part: int, rows: int = 0
+    store: Store,
+    pages: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    steps: int,
+    part: int,
+    *,
+    rows: int = 0,
+    least_parts: int = 0,
 ) -> Plan:
-    """For rows of these lengths in these pages, cut into parts of so many tokens; made up to so many with rows of nothing.
-
-    The table's width and the number of parts are rounded up too, so that few forms of a step come to be.
-    """
+    """For rows of these lengths in these pages, cut into parts of so many tokens; made up to so many with rows of nothing,
+    and with parts of nothing, so that few forms of a step come to be."""
     nobody = max(0, rows - len(lengths))
     parts = [(row, number) for row, length in enumerate(lengths) for number in range((length + steps) // part + 1)]
     split = len(parts) > len(lengths)
-    parts += [(0, NO_PART)] * (power_up(len(parts)) - len(parts) if split else nobody)
+    parts += [(0, NO_PART)] * (max(least_parts, power_up(len(parts) + nobody)) - len(parts))
     width = store.sizes.pages(max(map(len, pages)))
     return Plan(
         table=store.table([*pages, *[[]] * nobody], width),
@@ -304,22 +315,24 @@ class _Layer:
     def make_mask(self, _tokens: int, return_array: bool = False, window_size: int | None = None) -> Window | None:
         return stand_in(return_array=return_array, window=window_size)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_Token, mx.array]:
-        return _Token(self._kv, self._layer, keys, values), values
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_New, mx.array]:
+        return _New(self, keys, values), values
+
+    def advance(self, token: Token, scale: float, mask: Window | None, turn: Turn | None = None) -> mx.array:
+        window = mask.tokens if mask else 0
+        return self._kv.store.attend(self._layer, token, self._kv.plan, scale, window, turn)
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class _New:
     """Each row's new key and value, which attention takes from here and puts into the pages."""
 
-    kv: Paged
-    layer: int
+    layer: _Layer
     keys: mx.array
     values: mx.array
 
     def attend(self, queries: mx.array, scale: float, mask: Window | None) -> mx.array:
-        token = (queries, self.keys, self.values)
-        return self.kv.store.attend(self.layer, token, self.kv.plan, scale, mask.tokens if mask else 0)
+        return self.layer.advance((queries, self.keys, self.values), scale, mask)
 
 
 def form_of(model: Any, sample: Sequence[Any]) -> Form | None:

@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 
 from mlxrpc_server.engine.room import Room
+from mlxrpc_server.engine.sizes import power_up
 from mlxrpc_server.types import RowId
 
 SIZE = 32
@@ -19,14 +20,11 @@ AHEAD = 32
 """Tokens for which every row has room when pages are given out: for so many steps nothing has to be given out again."""
 
 
-PARTS = 256
-"""So many at once keep the largest devices busy, a few blocks to each of their processors."""
+BLOCKS = 256
+"""That attend, so many at least: they keep the largest devices busy, a few for each of their processors."""
 
 SHORTEST_PART, LONGEST_PART = 128, 512
-"""In tokens, where rows are not so long that there would be more than MOST_PARTS of them."""
-
-MOST_PARTS = 32
-"""Of a row. More take longer to put together than they save."""
+"""In tokens, where that is up to us. Shorter ones take longer to put together than they save."""
 
 
 def needed(length: int) -> int:
@@ -47,11 +45,19 @@ def slabs(pages: int, slab: int) -> int:
     return -(-pages // slab)
 
 
+def parts_of(rows: int, kv_heads: int) -> int:
+    """Into how many parts so many rows are cut for attention, however long they are: what does not change need not be
+    compiled again. Twice as many as rows at least, so that a long row among short ones is cut too."""
+    return max(-(-BLOCKS // kv_heads), power_up(2 * rows))
+
+
 def part_tokens(lengths: Sequence[int], kv_heads: int) -> int:
-    """Into parts of how many tokens rows are cut for attention."""
-    tokens = min(LONGEST_PART, max(SHORTEST_PART, sum(lengths) * kv_heads // PARTS))
-    tokens = max(tokens, max(lengths, default=0) // MOST_PARTS)
-    return -(-tokens // SHORTEST_PART) * SHORTEST_PART
+    """Tokens of a part: few where rows are few, and as many as it takes for rows of these lengths to have no more parts."""
+    shared = sum(lengths) * kv_heads // BLOCKS // SHORTEST_PART * SHORTEST_PART
+    tokens, parts = min(LONGEST_PART, max(SHORTEST_PART, shared)), parts_of(len(lengths), kv_heads)
+    while sum(length // tokens + 1 for length in lengths) > parts:
+        tokens += SHORTEST_PART
+    return tokens
 
 
 class Pages:
