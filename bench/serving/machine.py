@@ -14,7 +14,7 @@ from pathlib import Path
 
 from serving.contenders.smg import Smg
 
-PACKAGES = ("mlx", "mlx-lm", "grpcio", "protobuf", "msgspec", "transformers", "tokenizers")
+PACKAGES = ("mlx", "mlx-lm", "grpcio", "uvloop", "protobuf", "msgspec", "transformers", "tokenizers")
 
 
 def about(smg: Smg | None) -> list[str]:
