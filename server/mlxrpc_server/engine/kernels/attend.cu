@@ -151,8 +151,9 @@ struct Turn {
   static constexpr int PAIRS = (D / 2 + 31) / 32;
   static_assert(DIMS % 2 == 0 && DIMS <= D, "whole pairs turn");
 
-  float numbers[PAIRS][2], weights[PAIRS][2], inverse[PAIRS];
-  float eps;
+  // As they are in memory: to convert them would be to wait for them, before the ring's loads are on their way.
+  T raw[PAIRS][2];
+  float weights[PAIRS][2], inverse[PAIRS], eps;
   bool normed;
 
   __device__ static int pair(int p) { return 32 * p + threadIdx.x % 32; }
@@ -170,7 +171,7 @@ struct Turn {
     for (int p = 0; p < PAIRS; p++) {
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        numbers[p][i] = there(p) ? static_cast<float>(head[at(p, i)]) : 0.f;
+        if (there(p)) raw[p][i] = head[at(p, i)];
         weights[p][i] = there(p) && normed ? given[(key && QUERY_NORM ? D : 0) + at(p, i)] : 0.f;
       }
       inverse[p] = turns(p) ? given[D * (QUERY_NORM + KEY_NORM) + pair(p)] : 0.f;
@@ -178,7 +179,7 @@ struct Turn {
   }
 
   // Rounded where MLX's own operations round.
-  __device__ void norm() {
+  __device__ void norm(float (&numbers)[PAIRS][2]) const {
     float squares = 0.f;
 #pragma unroll
     for (int p = 0; p < PAIRS; p++) squares += numbers[p][0] * numbers[p][0] + numbers[p][1] * numbers[p][1];
@@ -191,8 +192,13 @@ struct Turn {
       for (int i = 0; i < 2; i++) numbers[p][i] = rounded(rounded(numbers[p][i] * by) * weights[p][i]);
   }
 
-  __device__ void store(T* to, int position) {
-    if (normed) norm();
+  __device__ void store(T* to, int position) const {
+    float numbers[PAIRS][2];
+#pragma unroll
+    for (int p = 0; p < PAIRS; p++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) numbers[p][i] = there(p) ? static_cast<float>(raw[p][i]) : 0.f;
+    if (normed) norm(numbers);
 #pragma unroll
     for (int p = 0; p < PAIRS; p++) {
       float sine = 0.f, cosine = 1.f;
