@@ -329,12 +329,22 @@ def test_the_new_token_is_in_its_page_afterwards(kind: type[Memory]) -> None:
     assert differ(memory.attend(again, chunk=64), memory.expected(again)) < 2e-5
 
 
-FORMS = [Form(2, 16, 224 << 10), Form(2, 64, 224 << 10), Form(8, 32, 224 << 10), Form(8, 128, 224 << 10)]
-"""As many as the library has."""
+FORMS = [Form(tiles, tall, 224 << 10) for tiles, tall in [(2, 16), (2, 64), (8, 16), (8, 32), (8, 128)]]
+"""As many as the library has. None has other stages with a norm."""
+
+EPS = 1e-5
 
 
-def multiplied(form: Form, x: mx.array, layers: list[Layer]) -> list[mx.array]:
-    """By the kernel, which takes three layers here."""
+def multiplied(
+    form: Form,
+    x: mx.array,
+    layers: list[Layer],
+    norm: mx.array | None = None,
+    to: mx.array | None = None,
+    *,
+    gated: bool = False,
+) -> list[mx.array]:
+    """By the kernel, which takes three layers here, or two that are gated, or one that is added."""
     widths = [layer.width for layer in layers]
     # Whatever is not written is no number.
     outs = [np.full((x.shape[0], width), 0xFFFF, dtype=np.uint16) for width in widths]
@@ -343,36 +353,91 @@ def multiplied(form: Form, x: mx.array, layers: list[Layer]) -> list[mx.array]:
     arrays = [
         0 if one is None else one.ctypes.data for three in zip(weights, biases, outs, strict=True) for one in three
     ]
-    blocks = form.blocks(x.shape[0], widths)[0]
+    blocks = form.blocks(x.shape[0], [sum(widths)] if gated else widths)[0]
+    around = {"gated": gated, "normed": norm is not None, "added": to is not None}
+    kind = "_".join(name for name, wanted in around.items() if wanted) or "plain"
     simt.call(
-        f"product_{form.tiles}_{form.wide}_{form.beside}_{form.stages}",
+        f"product_{form.tiles}_{form.wide}_{form.beside}_{form.stages}_{kind}",
         simt.memory(x),
         *x.shape,
         np.array(arrays, dtype=np.uint64),
         np.array(widths, dtype=np.int32),
         blocks,
+        *(simt.Address(0) if one is None else simt.memory(one) for one in (norm, to)),
     )
-    return [simt.numbers(out, mx.bfloat16) for out in outs]
+    return [simt.numbers(out, mx.bfloat16) for out in (outs[:1] if gated else outs)]
 
 
 def some(*shape: int, seed: int) -> mx.array:
     return mx.random.normal(shape, key=mx.random.key(seed)).astype(mx.bfloat16)
 
 
-@settings(max_examples=25, deadline=None)
+def exact(x: mx.array, layer: Layer, norm: mx.array | None = None) -> mx.array:
+    """The product, nothing rounded on the way."""
+    x = x.astype(mx.float32)
+    x = x if norm is None else mx.fast.rms_norm(x, norm.astype(mx.float32), EPS)
+    product = x @ layer.weight.astype(mx.float32).T
+    return product if layer.bias is None else product + layer.bias
+
+
+def apart(actual: mx.array, expected: mx.array) -> float:
+    """As a part of the largest number."""
+    return differ(actual, expected) / float(mx.abs(expected).max())
+
+
+ROWS = st.integers(1, 128)
+DEPTHS = st.integers(1, 90).map(lambda eights: 8 * eights)
+WIDTHS = st.integers(1, 30).map(lambda eights: 8 * eights)
+
+
+def layers_of(widths: list[int], depth: int, *, biased: bool) -> list[Layer]:
+    return [
+        Layer(some(width, depth, seed=width + seed), some(width, seed=depth + seed) if biased else None)
+        for seed, width in enumerate(widths)
+    ]
+
+
+def norm_of(depth: int, normed: bool) -> mx.array | None:
+    return 3 * some(depth, seed=depth) if normed else None
+
+
+@settings(max_examples=30, deadline=None)
 @given(
     form=st.sampled_from(FORMS),
-    rows=st.integers(1, 128),
-    depth=st.integers(1, 90).map(lambda eights: 8 * eights),
-    widths=st.lists(st.integers(1, 30).map(lambda eights: 8 * eights), min_size=3, max_size=3),
+    rows=ROWS,
+    depth=DEPTHS,
+    widths=st.lists(WIDTHS, min_size=3, max_size=3),
     biased=st.booleans(),
+    normed=st.booleans(),
 )
 def test_products_of_several_layers_are_theirs(
-    form: Form, rows: int, depth: int, widths: list[int], *, biased: bool
+    form: Form, rows: int, depth: int, widths: list[int], *, biased: bool, normed: bool
 ) -> None:
-    x = some(rows, depth, seed=rows)
-    layers = [Layer(some(width, depth, seed=width), some(width, seed=depth) if biased else None) for width in widths]
-    for layer, actual in zip(layers, multiplied(form, x, layers), strict=True):
-        expected = x.astype(mx.float32) @ layer.weight.astype(mx.float32).T
-        expected = expected if layer.bias is None else expected + layer.bias
-        assert differ(actual, expected) <= 2**-8 * float(mx.abs(expected).max())
+    x, layers, norm = some(rows, depth, seed=rows), layers_of(widths, depth, biased=biased), norm_of(depth, normed)
+    for layer, actual in zip(layers, multiplied(form, x, layers, norm), strict=True):
+        assert apart(actual, exact(x, layer, norm)) <= (2**-6 if normed else 2**-8)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    form=st.sampled_from([form for form in FORMS if form.gates]),
+    rows=ROWS,
+    depth=DEPTHS,
+    width=WIDTHS,
+    biased=st.booleans(),
+    normed=st.booleans(),
+)
+def test_a_gated_product_is_two(form: Form, rows: int, depth: int, width: int, *, biased: bool, normed: bool) -> None:
+    x, layers, norm = some(rows, depth, seed=rows), layers_of([width] * 2, depth, biased=biased), norm_of(depth, normed)
+    gate, up = (exact(x, layer, norm) for layer in layers)
+    (actual,) = multiplied(form, x, layers, norm, gated=True)
+    assert apart(actual, gate * mx.sigmoid(gate) * up) <= 2**-6
+
+
+@settings(max_examples=15, deadline=None)
+@given(form=st.sampled_from(FORMS), rows=ROWS, depth=DEPTHS, width=WIDTHS, biased=st.booleans())
+def test_a_product_is_added_to_what_there_is(form: Form, rows: int, depth: int, width: int, *, biased: bool) -> None:
+    x, to = some(rows, depth, seed=rows), 10 * some(rows, width, seed=depth)
+    (layer,) = layers_of([width], depth, biased=biased)
+    (actual,) = multiplied(form, x, [layer], to=to)
+    assert apart(actual, to + exact(x, layer)) <= 2**-8

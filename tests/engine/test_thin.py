@@ -202,10 +202,15 @@ def test_one_launch_takes_no_more_layers_than_the_kernel() -> None:
     rows=st.integers(1, 128),
     widths=st.lists(st.integers(1, 4000).map(lambda eights: 8 * eights), min_size=1, max_size=3),
     shared=st.sampled_from([96 << 10, 160 << 10, 224 << 10]),
+    normed=st.booleans(),
+    gated=st.booleans(),
 )
-def test_a_product_has_a_form_for_every_block_of_memory(rows: int, widths: list[int], shared: int) -> None:
-    chosen = form(rows, widths, 1024, shared)
+def test_a_product_has_a_form_for_every_block_of_memory(
+    rows: int, widths: list[int], shared: int, *, normed: bool, gated: bool
+) -> None:
+    chosen = form(rows, widths, 1024, shared, normed=normed, gated=gated)
     beside, above = chosen.blocks(rows, widths)
+    assert chosen.gates or not gated
     assert chosen.bytes <= shared
     assert above * 8 * chosen.tiles >= rows
     assert beside * chosen.tall >= sum(widths)

@@ -38,15 +38,18 @@ void draw(const void* logits, int rows, int width, const uint32_t* positions, co
   });
 }
 
-template <int TILES, int WIDE, int BESIDE, int STAGES>
-void product(const void* x, int rows, int depth, const uint64_t* arrays, const int* widths, int blocks) {
-  mlxrpc::Layer<bfloat> layers[3];
-  for (int i = 0; i < 3; i++)
+template <int TILES, int WIDE, int BESIDE, int STAGES, bool NORMED, bool GATED, bool ADDED, int LAYERS>
+void product(const void* x, int rows, int depth, const uint64_t* arrays, const int* widths, int blocks,
+             const void* norm, const void* to) {
+  mlxrpc::Layer<bfloat> layers[LAYERS];
+  for (int i = 0; i < LAYERS; i++)
     layers[i] = {reinterpret_cast<const bfloat*>(arrays[3 * i]), reinterpret_cast<const bfloat*>(arrays[3 * i + 1]),
                  reinterpret_cast<bfloat*>(arrays[3 * i + 2]), widths[i]};
+  const mlxrpc::Around<bfloat> around = {static_cast<const bfloat*>(norm), 1e-5f, static_cast<const bfloat*>(to)};
   const unsigned above = (rows + 8 * TILES - 1) / (8 * TILES);
   simt::launch({static_cast<unsigned>(blocks), above, 1}, 256, [=] {
-    mlxrpc::product<bfloat, TILES, WIDE, BESIDE, STAGES>(static_cast<const bfloat*>(x), rows, depth, layers);
+    mlxrpc::product<bfloat, TILES, WIDE, BESIDE, STAGES, NORMED, GATED, ADDED>(static_cast<const bfloat*>(x), rows, depth,
+                                                                               layers, around);
   });
 }
 
@@ -82,14 +85,26 @@ extern "C" void draw_bf16(const void* logits, int rows, int width, const uint32_
   draw<bfloat>(logits, rows, width, positions, numbers, settings, tokens, threads);
 }
 
-#define PRODUCT(TILES, WIDE, BESIDE, STAGES)                                                                       \
-  extern "C" void product_##TILES##_##WIDE##_##BESIDE##_##STAGES(const void* x, int rows, int depth,               \
-                                                                 const uint64_t* arrays, const int* widths,        \
-                                                                 int blocks) {                                     \
-    product<TILES, WIDE, BESIDE, STAGES>(x, rows, depth, arrays, widths, blocks);                                  \
+#define PRODUCT(name, TILES, WIDE, BESIDE, STAGES, NORMED, GATED, ADDED, LAYERS)                                    \
+  extern "C" void product_##TILES##_##WIDE##_##BESIDE##_##STAGES##_##name(                                          \
+      const void* x, int rows, int depth, const uint64_t* arrays, const int* widths, int blocks, const void* norm,  \
+      const void* to) {                                                                                             \
+    product<TILES, WIDE, BESIDE, STAGES, NORMED, GATED, ADDED, LAYERS>(x, rows, depth, arrays, widths, blocks,      \
+                                                                       norm, to);                                   \
   }
+#define PRODUCTS(TILES, WIDE, BESIDE, STAGES)                         \
+  PRODUCT(plain, TILES, WIDE, BESIDE, STAGES, false, false, false, 3) \
+  PRODUCT(normed, TILES, WIDE, BESIDE, STAGES, true, false, false, 3) \
+  PRODUCT(added, TILES, WIDE, BESIDE, STAGES, false, false, true, 1)
+#define GATED_PRODUCTS(TILES, WIDE, BESIDE, STAGES)                   \
+  PRODUCT(gated, TILES, WIDE, BESIDE, STAGES, false, true, false, 2)  \
+  PRODUCT(gated_normed, TILES, WIDE, BESIDE, STAGES, true, true, false, 2)
 
-PRODUCT(2, 1, 1, 8)
-PRODUCT(2, 2, 2, 8)
-PRODUCT(8, 1, 2, 8)
-PRODUCT(8, 4, 2, 4)
+PRODUCTS(2, 1, 1, 8)
+PRODUCTS(2, 2, 2, 8)
+PRODUCTS(8, 1, 1, 5)
+PRODUCTS(8, 1, 2, 8)
+PRODUCTS(8, 4, 2, 4)
+GATED_PRODUCTS(2, 2, 2, 8)
+GATED_PRODUCTS(8, 1, 2, 8)
+GATED_PRODUCTS(8, 4, 2, 4)

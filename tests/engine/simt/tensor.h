@@ -46,3 +46,13 @@ void multiply_add(const T*, float4& sum, const uint4& a, uint32_t b0, uint32_t b
   sum.z += simt::dot<T>(warp, lane / 4, true, column), sum.w += simt::dot<T>(warp, lane / 4, true, column + 1);
   simt::wait_for_warp();
 }
+
+// Two numbers times two others.
+template <typename T>
+uint32_t multiply_two(const T*, uint32_t a, uint32_t b) {
+  const T two[2] = {static_cast<T>(simt::number<T>(a, 0) * simt::number<T>(b, 0)),
+                    static_cast<T>(simt::number<T>(a, 1) * simt::number<T>(b, 1))};
+  uint32_t product;
+  std::memcpy(&product, two, 4);
+  return product;
+}
