@@ -26,7 +26,8 @@ from mlxrpc_server.engine.kernels import draw as fused
 from mlxrpc_server.engine.kernels import product as products
 from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kernels.stores import agrees
-from mlxrpc_server.engine.paged import Form, Paged, planned
+from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
+from mlxrpc_server.engine.paged import Form, Paged, Plan, planned
 from mlxrpc_server.engine.pages import SIZE, part_tokens
 from mlxrpc_server.engine.room import Room
 from mlxrpc_server.engine.sampling import Draws
@@ -70,9 +71,27 @@ FORMS = [
 
 def attention_check() -> None:
     for form in FORMS:
-        begun = time.perf_counter()
-        right = agrees(CudaStore, form)
-        tell(form=str(form), agrees=right, seconds=round(time.perf_counter() - begun, 1))
+        for turn in (None, *turns(form)):
+            begun = time.perf_counter()
+            right = agrees(CudaStore, form, turn)
+            kind = turn and (turn.dims, turn.traditional, turn.query_norm is not None, turn.key_norm is not None)
+            tell(form=str(form), turn=kind, agrees=right, seconds=round(time.perf_counter() - begun, 1))
+    for length in (160, 4096, 40_000, 120_000):
+        tell(length=length, **Attention(4, length).differences())
+
+
+def turns(form: Form) -> list[Turn]:
+    size = form.head_size
+    query, key = ((1 + mx.random.uniform(shape=(size,))).astype(form.dtype) for _ in range(2))
+    return [
+        Turn(frequencies(size, 1e6), size, traditional=False, query_norm=query, key_norm=key, eps=1e-6),
+        Turn(frequencies(size // 2, 1e4), size // 2, traditional=True),
+    ]
+
+
+def frequencies(dims: int, base: float) -> mx.array:
+    grown: mx.array = base ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims)
+    return grown
 
 
 def attention_speed() -> None:
@@ -102,6 +121,18 @@ class Attention:
         self.store.write(0, self.keys, self.values, self.store.table(self.pages, len(self.pages[0])), self.lengths)
         mx.eval(self.queries, self.mask)
 
+    def differences(self) -> dict[str, float]:
+        """How far queries that the kernel turns, and keys, are from those that MLX's own operations turn."""
+        plan, token = self.plan(part_tokens(self.lengths, 8)), self.token
+        attended, kept = [], []
+        for before, turn in ((token, self.turn), (turned(token, plan.lengths, self.turn), None)):
+            attended.append(self.store.attend(0, before, plan, self.SCALE, 0, turn))
+            keys, _ = self.store.read(0, self.pages)
+            kept.append(mx.stack([keys[row, :, length] for row, length in enumerate(self.lengths)]))
+        answers, new = (mx.abs(one - other).max() for one, other in (attended, kept))
+        others = (kept[0] != kept[1]).astype(mx.float32).mean()
+        return {"attended": float(answers), "keys": float(new), "share_of_keys": round(float(others), 4)}
+
     def measure(self) -> None:
         usual = part_tokens(self.lengths, 8)
         parts = [part for part in (64, 128, 256, 512, 1024, 2048) if 1 / 2 <= self.length / part <= 250]
@@ -112,14 +143,42 @@ class Attention:
             ours={part: self.paged(part) for part in sorted({usual, *parts})},
             fused=self.fused(None),
             masked=self.fused(self.mask),
+            on_device=self.on_device(usual),
             bound=round(self.rows * self.length * 8 * 128 * 4 / 4.4e6, 1),
         )
 
-    def paged(self, part: int) -> float:
+    @functools.cached_property
+    def token(self) -> Token:
+        token = (self.queries, mx.contiguous(self.keys[:, :, :1]), mx.contiguous(self.values[:, :, :1]))
+        mx.eval(token)
+        return token
+
+    @functools.cached_property
+    def turn(self) -> Turn:
+        return turns(self.FORM)[0]
+
+    def plan(self, part: int) -> Plan:
         plan = planned(self.store, self.pages, self.lengths, steps=8, part=part)
-        token = (self.queries, self.keys[:, :, :1], self.values[:, :, :1])
-        mx.eval(token, plan.lengths, plan.work)
-        return microseconds(lambda: self.store.attend(0, token, plan, self.SCALE, 0))
+        mx.eval(plan.lengths, plan.work, plan.table)
+        return plan
+
+    def paged(self, part: int) -> float:
+        plan = self.plan(part)
+        return microseconds(lambda: self.store.attend(0, self.token, plan, self.SCALE, 0))
+
+    def on_device(self, part: int, times: int = 40) -> dict[str, float]:
+        """Without a turn, with the kernel's own, and with one by MLX's operations. The tickets put them in a row."""
+        plan = self.plan(part)
+
+        def run(turn: Turn | None, apart: Turn | None) -> mx.array:
+            last = self.queries
+            for _ in range(times):
+                token = turned(self.token, plan.lengths, apart)
+                last = self.store.attend(0, token, plan, self.SCALE, 0, turn)
+            return last
+
+        forms = {"still": (None, None), "turned": (self.turn, None), "apart": (None, self.turn)}
+        return {name: round(on_device(functools.partial(run, *form)) / times, 2) for name, form in forms.items()}
 
     def fused(self, mask: mx.array | None) -> float:
         attend = mx.fast.scaled_dot_product_attention
