@@ -129,6 +129,7 @@ class Attention:
             attended.append(self.store.attend(0, before, plan, self.SCALE, 0, turn))
             keys, _ = self.store.read(0, self.pages)
             kept.append(mx.stack([keys[row, :, length] for row, length in enumerate(self.lengths)]))
+            mx.eval(attended, kept)  # the next one writes to the same places
         answers, new = (mx.abs(one - other).max() for one, other in (attended, kept))
         others = (kept[0] != kept[1]).astype(mx.float32).mean()
         return {"attended": float(answers), "keys": float(new), "share_of_keys": round(float(others), 4)}
