@@ -292,35 +292,76 @@ def product_check() -> None:
     for (widths, depth, biased), dtype in itertools.product(cases, (mx.bfloat16, mx.float16)):
         layers = layers_of(widths, depth, dtype, biased=biased)
         begun = time.perf_counter()
-        worst = max(difference(rows, layers) for rows in (1, 2, 7, 8, 16, 33, 64, 100, 128))
+        apart = [differences(rows, layers) for rows in (1, 2, 7, 8, 16, 33, 64, 100, 128)]
+        worst = {name: max(one[name] for one in apart) for name in apart[0]}
         took = round(time.perf_counter() - begun, 1)
         tell(widths=widths, depth=depth, dtype=str(dtype), biased=biased, worst=worst, seconds=took)
 
 
-def difference(rows: int, layers: list[products.Layer]) -> float:
+def differences(rows: int, layers: list[products.Layer]) -> dict[str, float]:
+    """Of each kind of product from plain operations in float32."""
+    first, dtype = layers[0], layers[0].weight.dtype
+    x = (20 * mx.random.normal((rows, 1, first.depth))).astype(dtype)
+    to = (10 * mx.random.normal((rows, 1, first.width))).astype(dtype)
+    norm = norm_of(first)
+    normed = mx.fast.rms_norm(x.astype(mx.float32), norm.weight.astype(mx.float32), norm.eps)
+    twin = products.Layer(first.weight[::-1], first.bias)
+    gates = [exact(one, layer) for one in (x / 20, normed) for layer in (first, twin)]
+    pairs = {
+        "plain": (products.products(x, layers), [exact(x, layer) for layer in layers]),
+        "normed": (products.products(x, layers, norm), [exact(normed, layer) for layer in layers]),
+        "added": ([products.added(x, first, to)], [to + exact(x, first)]),
+        "gated": ([products.gated(x / 20, first, twin)], [gates[0] * mx.sigmoid(gates[0]) * gates[1]]),
+        "normed, gated": ([products.gated(x, first, twin, norm)], [gates[2] * mx.sigmoid(gates[2]) * gates[3]]),
+    }
+    return {name: max(map(difference, *pair)) for name, pair in pairs.items()}
+
+
+def exact(x: mx.array, layer: products.Layer) -> mx.array:
+    product = x.astype(mx.float32) @ layer.weight.astype(mx.float32).T
+    return product if layer.bias is None else product + layer.bias
+
+
+def difference(actual: mx.array, expected: mx.array) -> float:
     """As a part of the largest number."""
-    x, apart = mx.random.normal((rows, 1, layers[0].depth)).astype(layers[0].weight.dtype), []
-    for layer, actual in zip(layers, products.products(x, layers), strict=True):
-        expected = x.astype(mx.float32) @ layer.weight.astype(mx.float32).T
-        expected = expected if layer.bias is None else expected + layer.bias
-        apart.append(float(mx.abs(actual - expected).max() / mx.abs(expected).max()))
-    return max(apart)
+    return float(mx.abs(actual - expected).max() / mx.abs(expected).max())
+
+
+def norm_of(layer: products.Layer) -> products.Norm:
+    weight = mx.random.uniform(0.5, 3.0, (layer.depth,)).astype(layer.weight.dtype)
+    mx.eval(weight)
+    return products.Norm(weight, 1e-6)
 
 
 def product_speed() -> None:
     """Microseconds of a layer's products on the device, over the weights of many layers, which its caches do not hold."""
     for name, (widths, depth) in SHAPES.items():
         many = [layers_of(widths, depth, mx.bfloat16) for _ in range(40)]
-        for rows, tiles in products.TILES.items():
+        for rows in (1, 8, 16, 64, 128):
             x = mx.random.normal((rows, 1, depth)).astype(mx.bfloat16)
+            tiles = next(tiles for most, tiles in products.TILES.items() if rows <= most)
             forms = [products.Form(tiles, tall, products.SHARED[9, 0] << 10) for tall in products.TALL]
             tell(
                 product=name,
                 rows=rows,
                 mlx=device_time(x, many, lambda x, layers: [x @ layer.weight.T for layer in layers]),
                 ours=device_time(x, many, products.products),
+                around={name: device_time(x, many, compute) for name, compute in around(x, many[0]).items()},
                 tall={one.tall: device_time(x, many, functools.partial(products.in_form, one)) for one in forms},
             )
+
+
+def around(x: mx.array, layers: list[products.Layer]) -> dict[str, Compute]:
+    """What else these layers' launch can do."""
+    norm = norm_of(layers[0])
+    to = mx.random.normal((x.shape[0], 1, layers[0].width)).astype(mx.bfloat16)
+    kinds: dict[str, Compute] = {"normed": lambda x, layers: products.products(x, layers, norm)}
+    if len(layers) == 1:
+        kinds["added"] = lambda x, layers: [products.added(x, layers[0], to)]
+    if len(layers) == 2:
+        kinds["gated"] = lambda x, layers: [products.gated(x, layers[0], layers[1])]
+        kinds["normed, gated"] = lambda x, layers: [products.gated(x, layers[0], layers[1], norm)]
+    return kinds
 
 
 Compute = Callable[[mx.array, Any], list[mx.array]]
