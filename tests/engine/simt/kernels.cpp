@@ -48,8 +48,8 @@ void product(const void* x, int rows, int depth, const uint64_t* arrays, const i
   const mlxrpc::Around<bfloat> around = {static_cast<const bfloat*>(norm), 1e-5f, static_cast<const bfloat*>(to)};
   const unsigned above = (rows + 8 * TILES - 1) / (8 * TILES);
   simt::launch({static_cast<unsigned>(blocks), above, 1}, 256, [=] {
-    mlxrpc::product<bfloat, TILES, WIDE, BESIDE, STAGES, NORMED, GATED, ADDED>(static_cast<const bfloat*>(x), rows, depth,
-                                                                               layers, around);
+    mlxrpc::product<bfloat, TILES, WIDE, BESIDE, STAGES, NORMED, GATED, ADDED>(static_cast<const bfloat*>(x), rows,
+                                                                               depth, layers, around);
   });
 }
 

@@ -1,6 +1,8 @@
 // Products of few rows with weights as they lie in a model, several weights with one input in one launch:
-// out = x W^T + bias, in float32 on the tensor cores. Around it, where asked for:
-// NORMED: x goes through an RMS norm before it. GATED: out = silu(x W^T + bias) * (x V^T + bias). ADDED: out = to + x W^T + bias.
+// out = x W^T + bias, in float32 on the tensor cores. And with it, where asked for:
+//   NORMED  x goes through an RMS norm first
+//   GATED   out = silu(x W^T + bias) * (x V^T + bias)
+//   ADDED   out = to + x W^T + bias
 //
 // A block takes the numbers that TALL rows of one weight give with up to 8 * TILES rows of x. Its warps share that work by
 // depth, which they add up at the end, and BESIDE of them stand side by side. Weights are the first operand, since they
@@ -8,9 +10,9 @@
 // are multiplied is nobody's concern, so they take the places that the tensor cores want of this lane. Likewise a lane's
 // two rows of the weight are neighbours, so that it writes two numbers at once.
 //
-// The norm takes no pass of its own: its weight is multiplied into W on the way, which no float16 overflows at as it might
-// at x, and what else it does to a row of x is one factor, known from the row's squares when all the sums are.
-// With a gate, BESIDE is two: the first warps have the gate's rows, the others the same rows of what it is multiplied with.
+// The norm takes no pass of its own. Its weight is multiplied into W on the way, not into x: that might overflow in
+// float16. What else it does to a row of x is one factor, known from the row's squares when all sums are.
+// With a gate, BESIDE is two: the first warps have rows of W, the others the same rows of V.
 
 #ifndef RING
 #define RING(name) extern __shared__ uint4 name[]
@@ -46,9 +48,9 @@ struct Layer {
 
 template <typename T>
 struct Around {
-  const T* norm = nullptr;
-  float eps = 0.f;
-  const T* to = nullptr;
+  const T* norm;
+  float eps;
+  const T* to;
 };
 
 template <typename T, int TILES, int WIDE, int BESIDE, int STAGES, bool NORMED, bool GATED, bool ADDED>
@@ -59,7 +61,7 @@ struct Product {
   static constexpr int WIDTH = GATED ? TALL / 2 : TALL;  // of what a block stores
   static constexpr int PARTS = BESIDE * WIDE * TILES * 32, STORED = PARTS * WIDTH / TALL;
   static constexpr int TURNS = (STORED + THREADS - 1) / THREADS;
-  static_assert(TILES % BESIDE == 0 && WARPS % TILES == 0 && (BESIDE == 2 || !GATED), "what the comments count on");
+  static_assert(TILES % BESIDE == 0 && WARPS % TILES == 0 && (BESIDE == 2 || !GATED), "as a thread's parts and a gate want it");
 
   struct Sums {
     float4 products[WIDE][TILES] = {};
@@ -270,11 +272,10 @@ struct Product {
   }
 };
 
-// Blocks along x are parts of the first layer, then of the next, or of both where they are gated; those along y are rows
-// of x.
-template <typename T, int TILES, int WIDE, int BESIDE, int STAGES, bool NORMED = false, bool GATED = false,
-          bool ADDED = false, int LAYERS>
-__device__ void product(const T* x, int rows, int depth, const Layer<T> (&layers)[LAYERS], const Around<T>& around = {}) {
+// Blocks along x are parts of the first layer, then of the next, or of both where one is the other's gate; those along y
+// are rows of x.
+template <typename T, int TILES, int WIDE, int BESIDE, int STAGES, bool NORMED, bool GATED, bool ADDED, int LAYERS>
+__device__ void product(const T* x, int rows, int depth, const Layer<T> (&layers)[LAYERS], const Around<T>& around) {
   using Block = Product<T, TILES, WIDE, BESIDE, STAGES, NORMED, GATED, ADDED>;
   int part = blockIdx.x;
   Layer<T> layer = layers[0];

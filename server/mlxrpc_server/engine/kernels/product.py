@@ -134,12 +134,13 @@ def products(x: mx.array, layers: Sequence[Layer], norm: Norm | None = None) -> 
 
 
 def in_form(form: Form, x: mx.array, layers: Sequence[Layer], norm: Norm | None = None) -> list[mx.array]:
+    """The same, cut up so. A form is for products with a norm or for those without."""
     kind = _Kind(form, len(layers), _biased(layers), eps=norm.eps if norm else None)
     return _launched(kind, x, layers, [layer.width for layer in layers], [norm.weight] if norm else [])
 
 
 def added(x: mx.array, layer: Layer, to: mx.array) -> mx.array:
-    """`to` and the product."""
+    """`to` [..., width] and the product."""
     kind = _Kind(_form(_rows(x), (layer.width,), x.shape[-1]), 1, _biased([layer]), added=True)
     return _launched(kind, x, [layer], [layer.width], [to])[0]
 
