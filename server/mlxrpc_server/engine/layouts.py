@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 from mlx_lm.models.cache import KVCache
 
-from mlxrpc_server.engine import merged, quantized
+from mlxrpc_server.engine import block, merged, quantized
 from mlxrpc_server.engine.blocks import Blocks
 from mlxrpc_server.engine.caches import sample
-from mlxrpc_server.engine.kernels import stores
+from mlxrpc_server.engine.kernels import product, stores
+from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.lanes import Lanes
+from mlxrpc_server.engine.paged import Form
 from mlxrpc_server.engine.room import UNBOUNDED, Room
+
+log = logging.getLogger(__name__)
 
 
 def layouts(
@@ -27,9 +32,22 @@ def layouts(
             yield Blocks(model, room, packing)
         return
     if pages := stores.layout(model, caches, room, metal_kernels=metal_kernels):
+        if product.available() and _quickened(model, pages.form):
+            yield pages
+            block.remove(model)
         yield pages
     if plain:
         yield Blocks(model, room)
     if merged.suits(caches):
         yield merged.Merged(model, caches, room)
     yield Lanes(model, room)
+
+
+def _quickened(model: Any, form: Form) -> bool:
+    """Whether the model's blocks take their steps in few launches from now on."""
+    turns = block.install(model, form.head_size)
+    if turns and stores.agrees(CudaStore, form, turns[0]):
+        log.info("blocks take their steps in few launches", extra={"blocks": len(turns)})
+        return True
+    block.remove(model)
+    return False

@@ -1,0 +1,225 @@
+"""Blocks that take a step in few launches, with MLX's own operations in the kernels' place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.nn.layers.base import Module
+from mlx.nn.layers.linear import Linear
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama, qwen2, qwen3
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxrpc_server.engine import block
+from mlxrpc_server.engine.kernels.plain import PlainStore
+from mlxrpc_server.engine.kernels.product import Layer, Norm
+from mlxrpc_server.engine.paged import Paged, form_of
+from mlxrpc_server.types import RowId
+from tests.engine import tiny
+
+HEAD = 64
+PROMPTS = [[5, 6, 7, 8], [9], list(range(40))]
+TOLERANCE = 4e-2
+
+
+class Launches:
+    """What was launched, and the operations that it stands for."""
+
+    def __init__(self, wrong: float = 1.0) -> None:
+        self.names: list[str] = []
+        self._wrong = wrong
+
+    def products(self, x: mx.array, layers: Sequence[Layer], norm: Norm | None = None) -> list[mx.array]:
+        self.names.append("products")
+        return [_product(_normed(x, norm), layer) * self._wrong for layer in layers]
+
+    def added(self, x: mx.array, layer: Layer, to: mx.array) -> mx.array:
+        self.names.append("added")
+        return to + _product(x, layer)
+
+    def gated(self, x: mx.array, gate: Layer, up: Layer, norm: Norm | None = None) -> mx.array:
+        self.names.append("gated")
+        normed = _normed(x, norm)
+        opened = _product(normed, gate)
+        return opened * mx.sigmoid(opened) * _product(normed, up)
+
+
+def _normed(x: mx.array, norm: Norm | None) -> mx.array:
+    return x if norm is None else mx.fast.rms_norm(x, norm.weight, norm.eps)
+
+
+def _product(x: mx.array, layer: Layer) -> mx.array:
+    product = x @ layer.weight.T
+    return product if layer.bias is None else product + layer.bias
+
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": tiny.VOCABULARY,
+    "tie_word_embeddings": True,
+}
+HALVED: dict[str, Any] = {"factor": 2.0, "rope_type": "llama3", "original_max_position_embeddings": 64}
+
+
+def qwen3_model() -> Any:
+    given = qwen3.ModelArgs("qwen3", **SIZES, head_dim=HEAD, max_position_embeddings=1024, rope_theta=1e4)
+    return half(qwen3.Model, given)
+
+
+def qwen2_model() -> Any:
+    """With biases."""
+    return half(qwen2.Model, qwen2.ModelArgs("qwen2", **SIZES | {"hidden_size": 4 * HEAD}))
+
+
+def llama_model() -> Any:
+    """With turns of its own."""
+    return half(llama.Model, llama.ModelArgs("llama", **SIZES, head_dim=HEAD, rope_scaling=HALVED))
+
+
+class Squared(Module):
+    """Feeds forward as no block of mlx-lm's does."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.only = Linear(SIZES["hidden_size"], SIZES["hidden_size"])
+
+    def __call__(self, x: mx.array) -> mx.array:
+        fed: mx.array = mx.square(self.only(x))
+        return fed
+
+
+def squared_model() -> Any:
+    model = qwen3_model()
+    for layer in model.layers:
+        layer.mlp = Squared()
+    model.set_dtype(mx.bfloat16)
+    return model
+
+
+def half(kind: Any, arguments: Any) -> Any:
+    model = tiny.made(kind, arguments)
+    model.set_dtype(mx.bfloat16)
+    return model
+
+
+MODELS = [qwen3_model, qwen2_model, llama_model, squared_model]
+
+
+def stepped(model: Any, steps: int = 3) -> mx.array:
+    """The logits of some steps of rows in pages, which are fed with the same tokens every time."""
+    cache = make_prompt_cache(model)
+    model(mx.array([[1, 2]]), cache=cache)
+    form = form_of(model, cache)
+    assert form is not None
+    kv = Paged(model, form, PlainStore(form, 4))
+    for row, prompt in enumerate(PROMPTS):
+        opened = kv.open()
+        model(mx.array([prompt]), cache=opened)
+        kv.join([RowId(row)], opened, [len(prompt)])
+    logits = []
+    for step in range(steps):
+        kv.arrange()
+        logits.append(kv.decode(mx.array([11 + step, 12, 13])).astype(mx.float32))
+    return mx.stack(logits)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_model_gives_what_it_gave(make: Callable[[], Any]) -> None:
+    model = make()
+    before = stepped(model)
+    assert len(block.install(model, HEAD, Launches())) == 2
+    after = stepped(model)
+    assert float(mx.abs(after - before).max()) <= TOLERANCE * float(mx.abs(before).max())
+
+
+def test_a_step_takes_five_launches_a_block_with_that_of_attention() -> None:
+    model, launches = qwen3_model(), Launches()
+    block.install(model, HEAD, launches)
+    launches.names.clear()
+    stepped(model, steps=1)
+    assert launches.names == ["products", "added", "gated", "added"] * 2
+
+
+def test_what_feeds_forward_in_another_way_is_left_to_the_block() -> None:
+    model, launches = squared_model(), Launches()
+    block.install(model, HEAD, launches)
+    launches.names.clear()
+    stepped(model, steps=1)
+    assert launches.names == ["products", "added"] * 2
+
+
+def test_prompts_go_their_own_way() -> None:
+    model, launches = qwen3_model(), Launches()
+    before = model(mx.array(PROMPTS[:1]), cache=make_prompt_cache(model))
+    block.install(model, HEAD, launches)
+    launches.names.clear()
+    assert mx.array_equal(model(mx.array(PROMPTS[:1]), cache=make_prompt_cache(model)), before)
+    assert launches.names == []
+
+
+def test_parameters_stay_what_and_where_they_are() -> None:
+    model = qwen3_model()
+    before = dict(tree_flatten(model.parameters()))
+    block.install(model, HEAD, Launches())
+    after = dict(tree_flatten(model.parameters()))
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+
+
+def test_what_was_installed_can_be_removed() -> None:
+    model = qwen3_model()
+    kinds = [type(module) for module in model.modules()]
+    block.install(model, HEAD, Launches())
+    assert [type(module) for module in model.modules()] != kinds
+    block.remove(model)
+    assert [type(module) for module in model.modules()] == kinds
+
+
+@pytest.mark.parametrize("wrong", [1.1, float("nan")])
+def test_a_block_is_as_it_was_where_its_quick_step_differs(wrong: float, caplog: pytest.LogCaptureFixture) -> None:
+    model = qwen3_model()
+    with caplog.at_level(logging.WARNING):
+        assert block.install(model, HEAD, Launches(wrong)) == []
+    assert not [module for module in model.modules() if isinstance(module, block.Quick)]
+    assert "something else" in caplog.text
+
+
+def test_a_block_is_as_it_was_where_a_kernel_does_not_run() -> None:
+    class Broken(Launches):
+        def added(self, x: mx.array, layer: Layer, to: mx.array) -> mx.array:
+            raise RuntimeError("it does not compile")
+
+    model = qwen3_model()
+    assert block.install(model, HEAD, Broken()) == []
+    assert not [module for module in model.modules() if isinstance(module, block.Quick)]
+
+
+def other_scale(model: Any) -> None:
+    """Only the block's own code knows of it."""
+
+    class Cooler(type(model.layers[1].self_attn)):  # type: ignore[misc]
+        def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+            cooled: mx.array = super().__call__(x, mask, cache) * 0.5
+            return cooled
+
+    model.layers[1].self_attn.__class__ = Cooler
+
+
+def test_a_model_whose_blocks_do_something_of_their_own_takes_its_own_steps() -> None:
+    model = qwen3_model()
+    other_scale(model)
+    assert block.install(model, HEAD, Launches()) == []
+
+
+@pytest.mark.parametrize("make", [tiny.sliding_window, tiny.attention, tiny.recurrent])
+def test_blocks_of_another_build_are_left_alone(make: Callable[[], Any]) -> None:
+    assert block.install(make(), HEAD, Launches()) == []
