@@ -27,7 +27,7 @@ from mlxrpc_server.engine.kernels import product as products
 from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kernels.stores import agrees
 from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
-from mlxrpc_server.engine.paged import Form, Paged, Plan, planned
+from mlxrpc_server.engine.paged import Form, Goal, Paged, Plan, planned
 from mlxrpc_server.engine.pages import SIZE, part_tokens
 from mlxrpc_server.engine.room import Room
 from mlxrpc_server.engine.sampling import Draws
@@ -118,7 +118,9 @@ class Attention:
         numbers = list(range(rows * (-(-length // SIZE) + 1)))
         self.store.hold(-(-len(numbers) // SLAB))
         self.pages = [numbers[row::rows][::-1] for row in range(rows)]
-        self.store.write(0, self.keys, self.values, self.store.table(self.pages, len(self.pages[0])), self.lengths)
+        self.store.write(
+            0, self.keys, self.values, Goal(self.store.table(self.pages, len(self.pages[0])), self.lengths)
+        )
         mx.eval(self.queries, self.mask)
 
     def differences(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ from mlxrpc_server.engine.kernels.plain import PlainStore
 from mlxrpc_server.engine.kernels.stores import agrees
 from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
 from mlxrpc_server.engine.often import OFTEN
-from mlxrpc_server.engine.paged import Form, Paged, Plan, Store, form_of, planned
+from mlxrpc_server.engine.paged import Form, Goal, Paged, Plan, Store, form_of, planned
 from mlxrpc_server.engine.pages import AHEAD, SIZE
 from mlxrpc_server.engine.room import UNBOUNDED, Room
 from mlxrpc_server.types import RowId
@@ -266,7 +266,7 @@ def test_a_window_shows_the_last_tokens_alone(store: Any, window: int) -> None:
         mx.random.normal((1, heads, 1, 64), key=key) for heads, key in zip((4, 2, 2), random[2:], strict=True)
     )
     plan = planned(kv, [[2, 0]], [50], steps=14, part=128)
-    kv.write(0, keys, values, plan.table, [50])
+    kv.write(0, keys, values, Goal(plan.table, [50]))
     attended = kv.attend(0, (token[0], token[1], token[2]), plan, 0.125, window)
     held = (
         mx.concatenate([one, new], axis=2)[:, :, -window:] for one, new in zip((keys, values), token[1:], strict=True)

@@ -41,18 +41,19 @@ def prompt_of(number: int) -> list[int]:
 def test_its_layers_are_shared_out_among_steps_in_which_the_others_go_on() -> None:
     run = beside_a_row()
     submitted(run, 1)
-    steps = [run.step() for _ in range(3)]
-    assert [outcome.prefilled for outcome in steps] == [[], [], [(1, 29)]]
-    assert [[name for name, _ in outcome.tokens] for outcome in steps] == [[0], [0], [0]]
+    steps = [run.step() for _ in range(4)]
+    assert [outcome.prefilled for outcome in steps] == [[], [], [], [(1, 29)]]
+    assert [[name for name, _ in outcome.tokens] for outcome in steps] == [[0], [0], [0], [0]]
     assert run.to_end().tokens(1) == expected(1, prompt_of(1), 8)
     assert run.tokens(0) == expected(0, RUNNING, 60)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("gone", [1, 2])
-def test_of_rows_that_go_through_together_one_may_be_cancelled_half_way(gone: int) -> None:
+def test_of_rows_that_go_through_together_one_may_be_cancelled_on_the_way(gone: int, steps: int) -> None:
     run = beside_a_row()
     submitted(run, 1, 2)
-    run.step(2)
+    run.step(steps)
     run.batch.cancel(row(gone, []).id)
     stays = 3 - gone
     assert run.to_end().left(gone) == [Left.CANCELLED]
@@ -81,10 +82,11 @@ def test_after_a_step_that_raised_it_begins_again() -> None:
     assert run.tokens(0) == expected(0, RUNNING, 60)
 
 
-def test_when_nobody_waits_for_it_any_more_the_rest_goes_through_at_once() -> None:
-    run = beside_a_row(max_tokens=9)
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_when_nobody_waits_for_it_any_more_the_rest_goes_through_at_once(steps: int) -> None:
+    run = beside_a_row(max_tokens=12)
     submitted(run, 1)
-    run.step(2)
+    run.step(steps)
     run.batch.cancel(row(0, []).id)
     assert run.step().prefilled == [(1, 29)]
     assert run.to_end().tokens(1) == expected(1, prompt_of(1), 8)

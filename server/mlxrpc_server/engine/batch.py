@@ -21,6 +21,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from mlxrpc_server.engine.admission import Admission
+from mlxrpc_server.engine.given import given
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.logprobs import Asked, Unread
 from mlxrpc_server.engine.masks import Masks, Reader
@@ -198,7 +199,7 @@ class Batch:
             return
         rows = [self._rows.decoding[row] for row in self._kv.arrange()]
         fed = self._last_tokens(rows)
-        positions = mx.array([row.length for row in rows], dtype=mx.uint32)
+        positions = given([row.length for row in rows], mx.uint32)
         draws, logits = self._draws_of(rows, fed), self._kv.decode(fed)
         for row in rows:
             row.cached += 1
@@ -227,20 +228,20 @@ class Batch:
     def _last_tokens(self, rows: Sequence[Row]) -> mx.array:
         """What each row feeds: what was drawn last, be it read or not."""
         if not self._unread:
-            return mx.array([row.last_token for row in rows], dtype=mx.uint32)
+            return given([row.last_token for row in rows], mx.uint32)
         drawn = self._unread[-1]
         if rows == drawn.rows:
             return drawn.tokens
         places = {row.id: place for place, row in enumerate(drawn.rows) if row is not None}
         known = [row for row in rows if row.id not in places]
         places |= {row.id: len(drawn.rows) + place for place, row in enumerate(known)}
-        tokens = [drawn.tokens, mx.array([row.last_token for row in known], dtype=mx.uint32)]
-        return mx.concatenate(tokens)[mx.array([places[row.id] for row in rows])]
+        tokens = [drawn.tokens, given([row.last_token for row in known], mx.uint32)]
+        return mx.concatenate(tokens)[given([places[row.id] for row in rows], mx.int32)]
 
     def _draws_of(self, rows: list[Row], fed: mx.array) -> Draws:
         """Made anew when rows have joined, left, or changed places."""
         if self._draws is None or self._drawing != rows:
-            unread = mx.where(mx.array([row.unread > 0 for row in rows]), fed.astype(mx.int32), -1)
+            unread = mx.where(given([row.unread > 0 for row in rows], mx.bool_), fed.astype(mx.int32), -1)
             self._draws = Draws([row.sampling for row in rows], [row.history for row in rows], unread)
             self._minimum = Minimum(rows)
             self._asked = Asked([row.logprobs for row in rows])

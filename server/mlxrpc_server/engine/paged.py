@@ -7,7 +7,7 @@ stored, written and attended to is a `Store`'s affair: a GPU's kernels, or plain
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import mlx.core as mx
@@ -15,6 +15,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlxrpc_server.engine import attention
 from mlxrpc_server.engine.attention import Window, stand_in
+from mlxrpc_server.engine.given import given
 from mlxrpc_server.engine.kernels.turn import Token, Turn
 from mlxrpc_server.engine.kv import Beginnings
 from mlxrpc_server.engine.often import Often
@@ -72,6 +73,19 @@ class Plan:
         return [length + self.age for length in self.begun]
 
 
+@dataclass(slots=True)
+class Goal:
+    """Where prefilled rows of these lengths are to be written."""
+
+    table: Any
+    lengths: Sequence[int]
+    counted: mx.array = field(init=False)
+    """The lengths, for a device."""
+
+    def __post_init__(self) -> None:
+        self.counted = given(self.lengths, mx.int32)
+
+
 class Store(Protocol):
     """Numbered pages of all layers."""
 
@@ -93,8 +107,8 @@ class Store(Protocol):
     def table(self, rows: Sequence[Sequence[int]], width: int) -> Any:
         """The rows' pages as the two below want them, with room for so many a row."""
 
-    def write(self, layer: int, keys: mx.array, values: mx.array, table: Any, lengths: Sequence[int]) -> None:
-        """The first so many tokens of each row of [rows, heads, columns, size]."""
+    def write(self, layer: int, keys: mx.array, values: mx.array, goal: Goal) -> None:
+        """The first tokens of each row of [rows, heads, columns, size], as many as it has."""
 
     def attend(
         self, layer: int, token: Token, plan: Plan, scale: float, window: int, turn: Turn | None = None
@@ -183,9 +197,9 @@ class Paged:
         self._hold()
         if any(lengths):
             pages = [self._pages.of(row) for row in rows]
-            table = self._store.table(pages, max(map(len, pages)))
+            goal = Goal(self._store.table(pages, max(map(len, pages))), lengths)
             for layer, prefilled in enumerate(cache):
-                self._store.write(layer, prefilled.keys, prefilled.values, table, lengths)
+                self._store.write(layer, prefilled.keys, prefilled.values, goal)
 
     def leave(self, row: RowId) -> None:
         self._settle()
@@ -284,9 +298,9 @@ def planned(
     width = store.sizes.pages(max(map(len, pages)))
     return Plan(
         table=store.table([*pages, *[[]] * nobody], width),
-        lengths=mx.array([*lengths, *[0] * nobody], dtype=mx.int32),
+        lengths=given([*lengths, *[0] * nobody], mx.int32),
         begun=[*lengths, *[0] * nobody],
-        work=mx.array([part, *(number for one in parts for number in one)], dtype=mx.int32),
+        work=given([part, *(number for one in parts for number in one)], mx.int32),
         width=width,
         parts=len(parts),
         split=split,

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxrpc_server.engine.admission import Admission
+from mlxrpc_server.engine.given import given
 from mlxrpc_server.engine.kv import KV
 from mlxrpc_server.engine.outcome import Outcome
 from mlxrpc_server.engine.pace import Pace
@@ -101,19 +102,25 @@ class Prefill:
             self._pace.prefilled(fed, outcome.prefill_seconds)
 
     def _feed_beside(self, outcome: Outcome) -> int:
+        """One part of a pass that is shared by steps, or as many whole ones as there is time for.
+
+        To build a pass takes a part's time, and so does letting its rows join: neither is done beside a part.
+        """
         crowd = {"decoding": len(self._rows.decoding), "joining": len(self._rows.prefilling)}
-        budget, most = self._pace.budget(**crowd), self._pace.budget(**crowd, parts=STEPS)
         fed = spent = 0
-        while self._rows.prefilling and spent < budget:
-            if self._pass is None:
-                self._pass = self._begun(most - spent, outcome)
-                self._pass.cut(self._pace.parts(self._pass.fed, **crowd))
-                if len(self._pass.left) > 1:  # to begin it has taken its part of the step
-                    break
-            one = self._pass
-            one.dispatch(wait=False)
+        if one := self._pass:
             if one.left:
+                one.dispatch(wait=False)
+                return 0
+            self._end(one, outcome)
+            fed += one.fed
+        budget, most = self._pace.budget(**crowd), self._pace.budget(**crowd, parts=STEPS)
+        while self._rows.prefilling and spent < budget:
+            self._pass = one = self._begun(most - spent, outcome)
+            one.cut(self._pace.parts(one.fed, **crowd))
+            if len(one.left) > 1:
                 break
+            one.dispatch(wait=False)
             self._end(one, outcome)
             fed += one.fed
             spent += max(1, one.fed) + self._pace.overhead
@@ -177,8 +184,9 @@ class Prefill:
 
     def _padded(self, chunks: Sequence[list[int]], width: int) -> mx.array:
         """Nothing that is padded is ever attended to: attention is causal, and the KV takes each row's own tokens."""
-        padded = [[*chunk, *[0] * (width - len(chunk))] for chunk in chunks]
-        return mx.array(padded + [[0] * width] * (self._kv.sizes.rows(len(chunks)) - len(chunks)))
+        rows = self._kv.sizes.rows(len(chunks))
+        padded = [token for chunk in chunks for token in (*chunk, *[0] * (width - len(chunk)))]
+        return given([*padded, *[0] * (width * rows - len(padded))], mx.int32).reshape(rows, width)
 
     def _opened(self, group: Sequence[Row], outcome: Outcome) -> list[Any]:
         kept = [row.kept for row in group]

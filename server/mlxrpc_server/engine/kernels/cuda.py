@@ -16,9 +16,10 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from mlxrpc_server.engine.given import given
 from mlxrpc_server.engine.kernels import cuda_kernel
 from mlxrpc_server.engine.kernels.turn import Token, Turn
-from mlxrpc_server.engine.paged import Form, Plan, rows_of
+from mlxrpc_server.engine.paged import Form, Goal, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
 from mlxrpc_server.engine.sizes import FEW
 
@@ -84,7 +85,7 @@ class CudaStore:
         for pages in rows:
             addresses.extend(map(self._addresses.__getitem__, pages))
             addresses.frombytes(bytes(addresses.itemsize * (width - len(pages))))
-        return mx.array(cast("Any", addresses)).reshape(len(rows), width)
+        return given(addresses, mx.uint64).reshape(len(rows), width)
 
     def _place(self, layer: int, scale: float, window: int, turn: Turn | None = None) -> mx.array:
         """Where this layer's keys and values lie behind a page's address, and how it attends."""
@@ -98,20 +99,20 @@ class CudaStore:
             self._places[layer, scale, window, turn] = known
         return known
 
-    def write(self, layer: int, keys: mx.array, values: mx.array, table: mx.array, lengths: Sequence[int]) -> None:
+    def write(self, layer: int, keys: mx.array, values: mx.array, goal: Goal) -> None:
         form = self._form
-        pages = -(-max(lengths) // SIZE)
+        pages = -(-max(goal.lengths) // SIZE)
         (self.tickets[layer],) = _write()(
             inputs=[
                 keys,
                 values,
                 self.tickets[layer],
-                table,
-                mx.array(list(lengths), dtype=mx.int32),
+                goal.table,
+                goal.counted,
                 self._place(layer, 0.0, 0),
             ],
             template=[("T", form.dtype), ("D", form.head_size), ("HKV", form.kv_heads), ("PAGE", SIZE)],
-            grid=(pages * WRITERS, form.kv_heads, len(lengths)),
+            grid=(pages * WRITERS, form.kv_heads, len(goal.lengths)),
             threadgroup=(WRITERS, 1, 1),
             output_shapes=[(1,)],
             output_dtypes=[form.dtype],

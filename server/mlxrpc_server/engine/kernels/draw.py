@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
+from mlxrpc_server.engine.given import given
 from mlxrpc_server.engine.kernels import cuda_kernel
 from mlxrpc_server.types import Sampling
 
@@ -38,8 +40,9 @@ def suits(dtype: mx.Dtype) -> bool:
 def columns(rows: Sequence[Sampling], coldest: float) -> Columns:
     """Temperatures between 0 and `coldest` draw as that."""
     numbers = [[row.temperature and max(row.temperature, coldest), row.top_p, row.min_p, 0.0] for row in rows]
-    settings = [[max(row.top_k, 0), row.seed & 0xFFFFFFFF, row.seed >> 32, 0] for row in rows]
-    return Columns(mx.array(numbers, dtype=mx.float32), mx.array(settings, dtype=mx.uint32))
+    bits = np.array(numbers, np.float32).view(np.int32).ravel().tolist()
+    settings = [one for row in rows for one in (max(row.top_k, 0), row.seed & 0xFFFFFFFF, row.seed >> 32, 0)]
+    return Columns(given(bits, mx.int32).view(mx.float32), given(settings, mx.uint32))
 
 
 def draw(logits: mx.array, positions: mx.array, columns: Columns) -> mx.array:

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlxrpc_server.engine.kernels import metal_kernel
 from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
-from mlxrpc_server.engine.paged import Form, Plan, rows_of
+from mlxrpc_server.engine.paged import Form, Goal, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
 from mlxrpc_server.engine.sizes import EXACT
 
@@ -58,9 +58,9 @@ class MetalStore:
     def table(self, rows: Sequence[Sequence[int]], width: int) -> mx.array:
         return mx.array([[*pages, *[0] * (width - len(pages))] for pages in rows], dtype=mx.int32)
 
-    def write(self, layer: int, keys: mx.array, values: mx.array, table: mx.array, lengths: Sequence[int]) -> None:
+    def write(self, layer: int, keys: mx.array, values: mx.array, goal: Goal) -> None:
         form = self._form
-        pages = -(-max(lengths) // SIZE)
+        pages = -(-max(goal.lengths) // SIZE)
         (self.tickets[layer],) = _write()(
             inputs=[
                 keys,
@@ -68,12 +68,12 @@ class MetalStore:
                 self._keys[layer],
                 self._values[layer],
                 self.tickets[layer],
-                table,
-                mx.array(list(lengths), dtype=mx.int32),
-                _place(table, 0.0, 0),
+                goal.table,
+                goal.counted,
+                _place(goal.table, 0.0, 0),
             ],
             template=[("T", form.dtype), ("D", form.head_size), ("HKV", form.kv_heads), ("PAGE", SIZE)],
-            grid=(pages * WRITERS, form.kv_heads, len(lengths)),
+            grid=(pages * WRITERS, form.kv_heads, len(goal.lengths)),
             threadgroup=(WRITERS, 1, 1),
             output_shapes=[(1,)],
             output_dtypes=[form.dtype],

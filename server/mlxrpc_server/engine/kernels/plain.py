@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
-from mlxrpc_server.engine.paged import Form, Plan, rows_of
+from mlxrpc_server.engine.paged import Form, Goal, Plan, rows_of
 from mlxrpc_server.engine.pages import SIZE
 from mlxrpc_server.engine.sizes import EXACT
 
@@ -39,10 +39,10 @@ class PlainStore:
     def table(self, rows: Table, width: int) -> Table:
         return [list(pages) for pages in rows]
 
-    def write(self, layer: int, keys: mx.array, values: mx.array, table: Table, lengths: Sequence[int]) -> None:
-        for row, length in enumerate(lengths):
+    def write(self, layer: int, keys: mx.array, values: mx.array, goal: Goal) -> None:
+        for row, length in enumerate(goal.lengths):
             for stored, one in ((self._keys, keys), (self._values, values)):
-                for page, first in zip(table[row], range(0, length, SIZE), strict=False):
+                for page, first in zip(goal.table[row], range(0, length, SIZE), strict=False):
                     tokens = one[row, :, first : min(first + SIZE, length)]
                     stored[layer][page, :, : tokens.shape[1]] = tokens
 

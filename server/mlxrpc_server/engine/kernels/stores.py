@@ -15,7 +15,7 @@ from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kernels.metal import MetalStore
 from mlxrpc_server.engine.kernels.plain import PlainStore
 from mlxrpc_server.engine.kernels.turn import Turn
-from mlxrpc_server.engine.paged import Form, Paged, Plan, Store, form_of, planned
+from mlxrpc_server.engine.paged import Form, Goal, Paged, Plan, Store, form_of, planned
 from mlxrpc_server.engine.pages import SIZE
 from mlxrpc_server.engine.room import Room
 
@@ -114,7 +114,7 @@ def _begun(store: Store, pages: Sequence[Sequence[int]], held: Sequence[mx.array
     plan = planned(store, pages, LENGTHS, steps=2, part=part)
     keys, values = held
     for layer in range(LAYERS):
-        store.write(layer, keys, values, plan.table, LENGTHS)
+        store.write(layer, keys, values, Goal(plan.table, LENGTHS))
     return plan
 
 
