@@ -1,8 +1,8 @@
 """Runs made-up rows through the batch that will serve, so that no request waits for what a device compiles at its first use.
 
-Knows which sizes serving meets: prompts of every width alone, short ones together, long ones in chunks, every number of
-rows that decodes, for as many steps as make a step compiled; greedy rows and rows with every filter, with
-log-probabilities and without. The batch has measured by then how long a step and a prompt take.
+Knows which sizes serving meets: prompts of every width alone, short ones together, long ones in chunks, alone and beside
+rows that decode, every number of those, for as many steps as make a step compiled; greedy rows and rows with every filter,
+with log-probabilities and without. The batch has measured by then how long a step and a prompt take.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ WIDEST_TOGETHER = 256
 MOST_TOGETHER = 4096
 """Tokens of rows that are prefilled together."""
 LONG_PROMPT = 4 * LONGEST
+BESIDE = 16
+"""Rows that decode while a long prompt comes, and for how many tokens each time."""
+BESIDE_TOKENS = 128
 
 
 def warmed(make: Callable[[], Batch], model: Any, kv: KV, *, max_rows: int) -> Batch:
@@ -61,8 +64,24 @@ def warm(batch: Batch, model: Any, kv: KV, *, max_rows: int) -> None:
     for rows in row_counts(kv.sizes, max_rows):
         for number in range(rows):
             batch.submit(made_up(number, LONG if rows == 1 else SHORT + number % 7))
-        while not batch.idle:
-            batch.step()
+        _to_end(batch)
+    if kv.sizes is FEW and max_rows > 1:
+        for _ in range(2):
+            _long_beside(batch, min(BESIDE, max_rows - 1))
+
+
+def _to_end(batch: Batch) -> None:
+    while not batch.idle:
+        batch.step()
+
+
+def _long_beside(batch: Batch, rows: int) -> None:
+    """A long prompt beside rows that decode: never is more under way at once, and never more memory taken for that."""
+    for number in range(rows):
+        batch.submit(made_up(number, SHORT + number % 7, BESIDE_TOKENS))
+    batch.step()
+    batch.submit(made_up(rows, LONG_PROMPT, 1))
+    _to_end(batch)
 
 
 def prefills(max_rows: int) -> Iterator[tuple[int, list[int]]]:
@@ -88,17 +107,17 @@ def _prefill(model: Any, kv: KV, rows: int, widths: list[int]) -> None:
         mx.eval([layer.state for layer in cache])
 
 
-def made_up(number: int, length: int) -> Row:
+def made_up(number: int, length: int, tokens: int = TOKENS) -> Row:
     """From ids that every vocabulary has."""
     return Row(
         id=RowId(number),
         prompt=[(7 * number + 3 * place) % 64 for place in range(length)],
         produced=[],
         sampling=SAMPLINGS[number % len(SAMPLINGS)],
-        max_tokens=TOKENS,
+        max_tokens=tokens,
         stop_ids=frozenset({0}),
         logprobs=LOGPROBS if number % 2 else -1,
-        min_tokens=TOKENS,
+        min_tokens=tokens,
         bypass=True,
     )
 
