@@ -9,23 +9,40 @@ import pytest
 from hypothesis import given as for_any
 from hypothesis import strategies as st
 
-from mlxrpc_server.engine.given import MOST, Given, given
+from mlxrpc_server.engine.given import SHARES, Given
 
-LENGTH = 64
+LENGTH = 512
+MOST = LENGTH // SHARES
 
 
-@for_any(st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=LENGTH // 4), max_size=30))
+@for_any(st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=2 * MOST), max_size=60))
 def test_each_is_what_was_given_however_often_the_memory_is_used(everything: list[list[int]]) -> None:
     give = Given(LENGTH)
     for numbers in everything:
         assert give(numbers, mx.int32).tolist() == numbers
 
 
-def test_some_are_under_way_at_once() -> None:
+def test_what_two_steps_give_may_be_under_way_at_once() -> None:
+    give, under_way = Given(LENGTH), 8
+    for first in range(0, 100, under_way):
+        these = [give(range(first + place, first + place + MOST), mx.int32) for place in range(under_way)]
+        assert [one[0].item() for one in these] == list(range(first, first + under_way))
+
+
+def test_what_was_copied_is_not_written_over() -> None:
     give = Given(LENGTH)
-    for first in range(0, 40, 4):
-        three = [give(range(first + place, first + place + 16), mx.int32) for place in range(3)]
-        assert [one[0].item() for one in three] == [first, first + 1, first + 2]
+    first = give(range(MOST), mx.int32)
+    mx.eval(first)
+    for _ in range(2 * SHARES):
+        mx.eval(give([7] * MOST, mx.int32))
+    assert first.tolist() == list(range(MOST))
+
+
+def test_very_many_are_an_array_of_their_own() -> None:
+    give = Given(LENGTH)
+    first = give(range(MOST), mx.int32)
+    assert give([7] * LENGTH, mx.int32).tolist() == [7] * LENGTH
+    assert first.tolist() == list(range(MOST))
 
 
 @pytest.mark.parametrize(
@@ -33,11 +50,6 @@ def test_some_are_under_way_at_once() -> None:
     [([0, 2**32 - 1], mx.uint32), (array("Q", [2**48, 7]), mx.uint64), ([0, -1], mx.int32), ([True, False], mx.bool_)],
 )
 def test_numbers_of_all_kinds_come_through(numbers: list[int], dtype: mx.Dtype) -> None:
-    for one in (given(numbers, dtype), Given(LENGTH)(numbers, dtype)):
-        assert one.dtype == dtype
-        assert one.tolist() == list(numbers)
-
-
-@pytest.mark.parametrize("count", [0, MOST + 1])
-def test_none_and_very_many_are_given_too(count: int) -> None:
-    assert given([3] * count, mx.int32).tolist() == [3] * count
+    one = Given(LENGTH)(numbers, dtype)
+    assert one.dtype == dtype
+    assert one.tolist() == list(numbers)

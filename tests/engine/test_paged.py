@@ -18,8 +18,9 @@ from mlxrpc_server.engine.kernels.stores import agrees
 from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
 from mlxrpc_server.engine.often import OFTEN
 from mlxrpc_server.engine.paged import Form, Goal, Paged, Plan, Store, form_of, planned
-from mlxrpc_server.engine.pages import AHEAD, SIZE
+from mlxrpc_server.engine.pages import AHEAD, SIZE, part_tokens, parts_of
 from mlxrpc_server.engine.room import UNBOUNDED, Room
+from mlxrpc_server.engine.sizes import FEW
 from mlxrpc_server.types import RowId
 from tests.engine import tiny
 
@@ -253,6 +254,15 @@ def test_after_a_clear_everything_begins_anew() -> None:
     assert rows.kv.nbytes == 0
     rows.join(tokens(7))
     assert rows.step() < TOLERANCE
+
+
+@given(st.lists(st.integers(0, 9000), min_size=1, max_size=100), st.sampled_from([1, 2, 8, 32]))
+def test_as_many_parts_are_launched_whatever_the_rows_lengths(lengths: list[int], kv_heads: int) -> None:
+    rows, steps = FEW.decoding(len(lengths)), AHEAD
+    part, parts = part_tokens([length + steps for length in lengths], kv_heads), parts_of(rows, kv_heads)
+    plan = planned(PlainStore(FORM, SLAB), [[0]] * len(lengths), lengths, steps, part, rows=rows, least_parts=parts)
+    assert plan.parts == parts
+    assert plan.lengths.tolist() == [*lengths, *[0] * (rows - len(lengths))]
 
 
 @pytest.mark.parametrize("store", STORES)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
 
+from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.sizes import EXACT, FEW
-from mlxrpc_server.engine.warm import prefills, row_counts, warm, warmed
+from mlxrpc_server.engine.warm import LONG_PROMPT, prefills, row_counts, warm, warmed
 from tests.engine import tiny
 from tests.engine.rows import for_model
 from tests.engine.running import Run, alone, row
@@ -39,6 +41,42 @@ def test_nothing_is_left_behind(build: object) -> None:
     assert list(kv.arrange()) == []
     run.batch.submit(row(1, [3, 4, 5]))
     assert run.to_end().tokens(1) == alone(model, row(1, [3, 4, 5]))
+
+
+class Noted:
+    """A batch that ends its rows at once, and says which of them were there together."""
+
+    def __init__(self) -> None:
+        self.together: list[list[int]] = []
+        self._rows: list[Row] = []
+
+    @property
+    def idle(self) -> bool:
+        return not self._rows
+
+    def submit(self, row: Row) -> None:
+        self._rows.append(row)
+        self.together.append([len(one.prompt) for one in self._rows])
+
+    def step(self) -> None:
+        self._rows = [replace(one, max_tokens=one.max_tokens - 1) for one in self._rows if one.max_tokens > 1]
+
+
+class Few:
+    """A layout whose rows come in few sizes, and that holds nothing."""
+
+    sizes = FEW
+
+    def open(self) -> list[Any]:
+        return []
+
+
+def test_a_long_prompt_comes_beside_rows_where_sizes_are_few() -> None:
+    batch = Noted()
+    warm(cast("Any", batch), lambda _tokens, cache: cache, cast("Any", Few()), max_rows=4)
+    beside = [lengths for lengths in batch.together if LONG_PROMPT in lengths]
+    assert [len(lengths) for lengths in beside] == [4, 4]
+    assert all(length < LONG_PROMPT for lengths in beside for length in lengths[:-1])
 
 
 class TooSmall:

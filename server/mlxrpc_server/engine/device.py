@@ -41,6 +41,14 @@ def memory_bytes() -> int:
     return int(told) if told else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def keep_cached(most: int) -> None:
+    """Of what MLX keeps of memory that is not in use, so many bytes: those that were used last."""
+    if mx.get_cache_memory() > most:
+        before = mx.set_cache_limit(most)
+        mx.eval(mx.zeros((1,)))  # MLX looks at its limit where it takes memory
+        mx.set_cache_limit(before)
+
+
 def free_bytes() -> int:
     """What a process on the CPU may still take: what the system has left, or this container, whichever is less."""
     left = [_read(limit) - _read(taken) for limit, taken in CONTAINER_LIMITS if _is_number(limit)]

@@ -7,7 +7,7 @@ still to do. There the numbers are written into memory that was taken once, and 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -16,11 +16,12 @@ import numpy as np
 LENGTH = 1 << 21
 """Of the memory, in numbers."""
 
-MOST = LENGTH // 16
-"""To be given at once. What a step gives is a few times that at most, and two are under way: what is written over has
-been copied."""
+SHARES = 16
+"""At most one of so many of the memory is given at once. A step gives a few times that at most, and two are under way: what
+is written over has been copied."""
 
 ALIGNED = 16
+"""Numbers that lie in one line of a device's cache: none is written while its neighbours are read."""
 
 
 class Given:
@@ -33,6 +34,9 @@ class Given:
         self._next = 0
 
     def __call__(self, numbers: Sequence[int], dtype: mx.Dtype) -> mx.array:
+        """An array that is to be dispatched with this step or the next one: until then it is not copied."""
+        if not 0 < len(numbers) <= self._memory.size // SHARES:
+            return plain(numbers, dtype)
         begin = self._next if self._next + len(numbers) <= self._memory.size else 0
         end = begin + len(numbers)
         self._next = -(-end // ALIGNED) * ALIGNED
@@ -41,12 +45,14 @@ class Given:
 
 
 def given(numbers: Sequence[int], dtype: mx.Dtype) -> mx.array:
-    """As an array of one axis."""
-    if mx.cuda.is_available() and 0 < len(numbers) <= MOST:
-        return _given()(numbers, dtype)
+    """As an array of one axis, for this step or the next one; of any dtype but int64, which would be no copy."""
+    return _given()(numbers, dtype)
+
+
+def plain(numbers: Sequence[int], dtype: mx.Dtype) -> mx.array:
     return mx.array(cast("Any", numbers), dtype=dtype)
 
 
 @functools.cache
-def _given() -> Given:
-    return Given()
+def _given() -> Callable[[Sequence[int], mx.Dtype], mx.array]:
+    return Given() if mx.cuda.is_available() else plain

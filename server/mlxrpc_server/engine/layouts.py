@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_lm.models.cache import KVCache
 
-from mlxrpc_server.engine import block, merged, quantized
+from mlxrpc_server.engine import merged, quantized, quick
 from mlxrpc_server.engine.blocks import Blocks
 from mlxrpc_server.engine.caches import sample
 from mlxrpc_server.engine.kernels import product, stores
@@ -22,7 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def layouts(
-    model: Any, room: Room = UNBOUNDED, kv_bits: int | None = None, *, metal_kernels: bool = False
+    model: Any,
+    room: Room = UNBOUNDED,
+    kv_bits: int | None = None,
+    *,
+    metal_kernels: bool = False,
+    plain_products: bool = False,
 ) -> Iterator[KV]:
     """What may suit the model, best first; the last one suits every model, unless it has to be in so many bits."""
     caches = sample(model)
@@ -32,9 +37,10 @@ def layouts(
             yield Blocks(model, room, packing)
         return
     if pages := stores.layout(model, caches, room, metal_kernels=metal_kernels):
-        if product.available() and _quickened(model, pages.form):
+        if not plain_products and product.available() and _quickened(model, pages.form):
             yield pages
-            block.remove(model)
+            quick.remove(model)
+            pages.clear()
         yield pages
     if plain:
         yield Blocks(model, room)
@@ -45,9 +51,9 @@ def layouts(
 
 def _quickened(model: Any, form: Form) -> bool:
     """Whether the model's blocks take their steps in few launches from now on."""
-    turns = block.install(model, form.head_size)
-    if turns and stores.agrees(CudaStore, form, turns[0]):
+    turns = quick.install(model, form.head_size)
+    if turns and all(stores.agrees(CudaStore, form, turn) for turn in {turn.kind: turn for turn in turns}.values()):
         log.info("blocks take their steps in few launches", extra={"blocks": len(turns)})
         return True
-    block.remove(model)
+    quick.remove(model)
     return False

@@ -83,7 +83,7 @@ def load(  # noqa: PLR0913
         if not plain_products:
             _quicken(model, blas)
         probe = _probe_tokens()
-        kv = proven(model, probe, dtype, room, kv_bits, metal_kernels=metal_kernels)
+        kv = proven(model, probe, dtype, room, kv_bits, metal_kernels=metal_kernels, plain_products=plain_products)
         report("ready")
         return _served(model, dtype, kv, probe)
     except CannotLoad:
@@ -198,12 +198,13 @@ def proven(
     kv_bits: int | None = None,
     *,
     metal_kernels: bool = False,
+    plain_products: bool = False,
 ) -> KV:
     """The first of the model's layouts in which rows give what they give alone."""
     alone = [_last_logits(model, tokens) for tokens in probe]
     if not all(bool(mx.isfinite(logits).all()) for logits in alone):
         raise CannotLoad("its logits are not finite numbers")
-    for kv in layouts(model, room, kv_bits, metal_kernels=metal_kernels):
+    for kv in layouts(model, room, kv_bits, metal_kernels=metal_kernels, plain_products=plain_products):
         tolerance = TOLERANCE[dtype]
         if kv_bits is not None:
             # What the bits take from the logits, they take alone as well; what is rounded may fall to either side.

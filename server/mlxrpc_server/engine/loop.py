@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 STATS_EVERY = 1.0
 
-IDLE_CACHE = 1 / 64
-"""Of the device's memory, that MLX may keep for the next row while there is none: to ask a driver for it takes time."""
+IDLE_CACHE, IDLE_CACHE_ON_CPU = 1 / 16, 1 / 64
+"""Of the device's memory, that MLX may keep for the next rows while there are none: to ask a driver for it takes time."""
 
 COMPILES_WAIT = 0.02
 """Seconds between looks at the line while there is nothing but grammars to wait for."""
@@ -151,8 +151,8 @@ class Loop:
         if not self._batch.idle and now - self._stats_sent < STATS_EVERY:
             return
         self._stats_sent = now
-        if self._batch.idle and mx.get_cache_memory() > IDLE_CACHE * device.memory_bytes():
-            mx.clear_cache()
+        if self._batch.idle:
+            device.keep_cached(int((IDLE_CACHE_ON_CPU if device.on_cpu() else IDLE_CACHE) * device.memory_bytes()))
         self._line.send(
             wire.Stats(
                 step=self._batch.steps,

@@ -15,7 +15,8 @@ MOST_PARTS = 16
 
 class Pace:
     STEPS_BESIDE_ROWS = 1.25
-    """So many decoding steps' time: with its own, a step beside a prefill then stays under three."""
+    """So many decoding steps' time: with its own, and where a chunk takes longer than the last ones did, a step beside a
+    prefill then stays under three."""
     LEAST_SECONDS = 0.002
     MOST_SECONDS = 0.1
     SECONDS_ALONE = 0.5

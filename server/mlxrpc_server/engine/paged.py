@@ -22,7 +22,7 @@ from mlxrpc_server.engine.often import Often
 from mlxrpc_server.engine.pages import SIZE, Pages, fit, needed, part_tokens, parts_of, slabs
 from mlxrpc_server.engine.prefix import Kept
 from mlxrpc_server.engine.room import UNBOUNDED, Room
-from mlxrpc_server.engine.sizes import Sizes, power_up
+from mlxrpc_server.engine.sizes import Sizes
 from mlxrpc_server.types import RowId
 
 HEAD_SIZES = frozenset({64, 80, 96, 128, 256})
@@ -258,7 +258,7 @@ class Paged:
         pages = [self._pages.of(row) for row in self._order]
         rows = self.sizes.decoding(len(pages)) if pages else 0
         part = part_tokens([length + steps for length in begun], self._form.kv_heads)
-        parts = parts_of(rows, self._form.kv_heads)
+        parts = parts_of(rows, self._form.kv_heads) if self._store.compiles else 0
         return planned(self._store, pages, begun, steps, part, rows=rows, least_parts=parts)
 
     def _hold(self) -> None:
@@ -294,8 +294,8 @@ def planned(
     nobody = max(0, rows - len(lengths))
     parts = [(row, number) for row, length in enumerate(lengths) for number in range((length + steps) // part + 1)]
     split = len(parts) > len(lengths)
-    parts += [(0, NO_PART)] * (max(least_parts, power_up(len(parts) + nobody)) - len(parts))
-    width = store.sizes.pages(max(map(len, pages)))
+    parts += [(0, NO_PART)] * (least_parts - len(parts))
+    width = store.sizes.pages(max(map(len, pages), default=0))
     return Plan(
         table=store.table([*pages, *[[]] * nobody], width),
         lengths=given([*lengths, *[0] * nobody], mx.int32),
@@ -332,7 +332,7 @@ class _Layer:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_New, mx.array]:
         return _New(self, keys, values), values
 
-    def advance(self, token: Token, scale: float, mask: Window | None, turn: Turn | None = None) -> mx.array:
+    def attend_turned(self, token: Token, scale: float, mask: Window | None, turn: Turn | None) -> mx.array:
         window = mask.tokens if mask else 0
         return self._kv.store.attend(self._layer, token, self._kv.plan, scale, window, turn)
 
@@ -346,7 +346,7 @@ class _New:
     values: mx.array
 
     def attend(self, queries: mx.array, scale: float, mask: Window | None) -> mx.array:
-        return self.layer.advance((queries, self.keys, self.values), scale, mask)
+        return self.layer.attend_turned((queries, self.keys, self.values), scale, mask, None)
 
 
 def form_of(model: Any, sample: Sequence[Any]) -> Form | None:

@@ -21,7 +21,7 @@ AHEAD = 32
 
 
 BLOCKS = 256
-"""That attend, so many at least: they keep the largest devices busy, a few for each of their processors."""
+"""That may attend at once, so many at least: they keep the largest devices busy, a few for each of their processors."""
 
 SHORTEST_PART, LONGEST_PART = 128, 512
 """In tokens, where that is up to us. Shorter ones take longer to put together than they save."""
@@ -46,8 +46,9 @@ def slabs(pages: int, slab: int) -> int:
 
 
 def parts_of(rows: int, kv_heads: int) -> int:
-    """Into how many parts so many rows are cut for attention, however long they are: what does not change need not be
-    compiled again. Twice as many as rows at least, so that a long row among short ones is cut too."""
+    """The most parts that so many rows are cut into for attention, however long they are: as many are launched, some of
+    them parts of nothing, so that what is launched need not be compiled again. Twice as many as rows at least, so that
+    a long row among short ones is cut too."""
     return max(-(-BLOCKS // kv_heads), power_up(2 * rows))
 
 

@@ -106,7 +106,6 @@ class Prefill:
 
         To build a pass takes a part's time, and so does letting its rows join: neither is done beside a part.
         """
-        crowd = {"decoding": len(self._rows.decoding), "joining": len(self._rows.prefilling)}
         fed = spent = 0
         if one := self._pass:
             if one.left:
@@ -114,6 +113,7 @@ class Prefill:
                 return 0
             self._end(one, outcome)
             fed += one.fed
+        crowd = {"decoding": len(self._rows.decoding), "joining": len(self._rows.prefilling)}
         budget, most = self._pace.budget(**crowd), self._pace.budget(**crowd, parts=STEPS)
         while self._rows.prefilling and spent < budget:
             self._pass = one = self._begun(most - spent, outcome)

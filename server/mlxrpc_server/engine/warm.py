@@ -37,9 +37,8 @@ WIDEST_TOGETHER = 256
 MOST_TOGETHER = 4096
 """Tokens of rows that are prefilled together."""
 LONG_PROMPT = 4 * LONGEST
-BESIDE = 16
-"""Rows that decode while a long prompt comes, and for how many tokens each time."""
-BESIDE_TOKENS = 128
+BESIDE, BESIDE_TOKENS = 16, 128
+"""Rows that decode while a long prompt comes, and how many tokens each."""
 
 
 def warmed(make: Callable[[], Batch], model: Any, kv: KV, *, max_rows: int) -> Batch:

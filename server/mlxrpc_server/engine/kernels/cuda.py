@@ -211,8 +211,7 @@ def _kind(turn: Turn | None) -> str:
     """Its type in attend.cu."""
     if turn is None:
         return STILL
-    said = (turn.traditional, turn.query_norm is not None, turn.key_norm is not None)
-    return f"Turn<T, D, {turn.dims}, {', '.join(str(one).lower() for one in said)}>"
+    return f"Turn<T, D, {', '.join(str(one).lower() for one in turn.kind)}>"
 
 
 @functools.cache

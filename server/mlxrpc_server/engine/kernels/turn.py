@@ -25,6 +25,11 @@ class Turn:
     """Weights of an RMS norm over each head, before it turns."""
     eps: float = 0.0
 
+    @property
+    def kind(self) -> tuple[int, bool, bool, bool]:
+        """What a kernel is compiled for."""
+        return self.dims, self.traditional, self.query_norm is not None, self.key_norm is not None
+
     def suits(self, head_size: int) -> bool:
         """Whether it is one of heads of this size."""
         whole = self.dims % 2 == 0 and 0 < self.dims <= head_size and self.frequencies.shape == (self.dims // 2,)

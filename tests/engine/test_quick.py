@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama, qwen2, qwen3
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxrpc_server.engine import block
+from mlxrpc_server.engine import quick
 from mlxrpc_server.engine.kernels.plain import PlainStore
 from mlxrpc_server.engine.kernels.product import Layer, Norm
 from mlxrpc_server.engine.paged import Paged, form_of
@@ -132,18 +132,21 @@ def stepped(model: Any, steps: int = 3) -> mx.array:
     return mx.stack(logits)
 
 
+def assert_near(after: mx.array, before: mx.array) -> None:
+    assert float(mx.abs(after - before).max()) <= TOLERANCE * float(mx.abs(before).max())
+
+
 @pytest.mark.parametrize("make", MODELS)
 def test_a_model_gives_what_it_gave(make: Callable[[], Any]) -> None:
     model = make()
     before = stepped(model)
-    assert len(block.install(model, HEAD, Launches())) == 2
-    after = stepped(model)
-    assert float(mx.abs(after - before).max()) <= TOLERANCE * float(mx.abs(before).max())
+    assert len(quick.install(model, HEAD, Launches())) == 2
+    assert_near(stepped(model), before)
 
 
 def test_a_step_takes_five_launches_a_block_with_that_of_attention() -> None:
     model, launches = qwen3_model(), Launches()
-    block.install(model, HEAD, launches)
+    quick.install(model, HEAD, launches)
     launches.names.clear()
     stepped(model, steps=1)
     assert launches.names == ["products", "added", "gated", "added"] * 2
@@ -151,7 +154,7 @@ def test_a_step_takes_five_launches_a_block_with_that_of_attention() -> None:
 
 def test_what_feeds_forward_in_another_way_is_left_to_the_block() -> None:
     model, launches = squared_model(), Launches()
-    block.install(model, HEAD, launches)
+    quick.install(model, HEAD, launches)
     launches.names.clear()
     stepped(model, steps=1)
     assert launches.names == ["products", "added"] * 2
@@ -160,7 +163,7 @@ def test_what_feeds_forward_in_another_way_is_left_to_the_block() -> None:
 def test_prompts_go_their_own_way() -> None:
     model, launches = qwen3_model(), Launches()
     before = model(mx.array(PROMPTS[:1]), cache=make_prompt_cache(model))
-    block.install(model, HEAD, launches)
+    quick.install(model, HEAD, launches)
     launches.names.clear()
     assert mx.array_equal(model(mx.array(PROMPTS[:1]), cache=make_prompt_cache(model)), before)
     assert launches.names == []
@@ -169,7 +172,7 @@ def test_prompts_go_their_own_way() -> None:
 def test_parameters_stay_what_and_where_they_are() -> None:
     model = qwen3_model()
     before = dict(tree_flatten(model.parameters()))
-    block.install(model, HEAD, Launches())
+    quick.install(model, HEAD, Launches())
     after = dict(tree_flatten(model.parameters()))
     assert before.keys() == after.keys()
     assert all(before[name] is after[name] for name in before)
@@ -178,9 +181,9 @@ def test_parameters_stay_what_and_where_they_are() -> None:
 def test_what_was_installed_can_be_removed() -> None:
     model = qwen3_model()
     kinds = [type(module) for module in model.modules()]
-    block.install(model, HEAD, Launches())
+    quick.install(model, HEAD, Launches())
     assert [type(module) for module in model.modules()] != kinds
-    block.remove(model)
+    quick.remove(model)
     assert [type(module) for module in model.modules()] == kinds
 
 
@@ -188,9 +191,9 @@ def test_what_was_installed_can_be_removed() -> None:
 def test_a_block_is_as_it_was_where_its_quick_step_differs(wrong: float, caplog: pytest.LogCaptureFixture) -> None:
     model = qwen3_model()
     with caplog.at_level(logging.WARNING):
-        assert block.install(model, HEAD, Launches(wrong)) == []
-    assert not [module for module in model.modules() if isinstance(module, block.Quick)]
-    assert "something else" in caplog.text
+        assert quick.install(model, HEAD, Launches(wrong)) == []
+    assert not [module for module in model.modules() if isinstance(module, quick.Quick)]
+    assert "their own steps" in caplog.text
 
 
 def test_a_block_is_as_it_was_where_a_kernel_does_not_run() -> None:
@@ -199,8 +202,8 @@ def test_a_block_is_as_it_was_where_a_kernel_does_not_run() -> None:
             raise RuntimeError("it does not compile")
 
     model = qwen3_model()
-    assert block.install(model, HEAD, Broken()) == []
-    assert not [module for module in model.modules() if isinstance(module, block.Quick)]
+    assert quick.install(model, HEAD, Broken()) == []
+    assert not [module for module in model.modules() if isinstance(module, quick.Quick)]
 
 
 def other_scale(model: Any) -> None:
@@ -214,12 +217,81 @@ def other_scale(model: Any) -> None:
     model.layers[1].self_attn.__class__ = Cooler
 
 
-def test_a_model_whose_blocks_do_something_of_their_own_takes_its_own_steps() -> None:
+def test_a_block_that_does_something_of_its_own_takes_its_own_steps() -> None:
     model = qwen3_model()
     other_scale(model)
-    assert block.install(model, HEAD, Launches()) == []
+    before = stepped(model)
+    assert len(quick.install(model, HEAD, Launches())) == 1
+    assert [isinstance(layer, quick.Quick) for layer in model.layers] == [True, False]
+    assert_near(stepped(model), before)
+
+
+class Deaf(qwen3.Attention):
+    """Sees all of each row, whatever it is told."""
+
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        attended: mx.array = super().__call__(x, None, cache)
+        return attended
+
+
+class Particular(qwen3.TransformerBlock):
+    """Is called in a way of its own."""
+
+    def __call__(  # type: ignore[override]
+        self, x: mx.array, scale: float, mask: Any = None, cache: Any = None
+    ) -> mx.array:
+        scaled: mx.array = super().__call__(x * scale, mask, cache)
+        return scaled
+
+
+def deaf(model: Any) -> None:
+    for layer in model.layers:
+        layer.self_attn.__class__ = Deaf
+
+
+def particular(model: Any) -> None:
+    for layer in model.layers:
+        layer.__class__ = Particular
+
+
+def other_norms(model: Any) -> None:
+    for layer in model.layers:
+        layer.input_layernorm.weight = layer.input_layernorm.weight.astype(mx.float32)
+
+
+@pytest.mark.parametrize("change", [deaf, particular, other_norms])
+def test_blocks_that_only_look_alike_take_their_own_steps(change: Callable[[Any], None]) -> None:
+    model = qwen3_model()
+    change(model)
+    assert quick.install(model, HEAD, Launches()) == []
+    assert not [module for module in model.modules() if isinstance(module, quick.Quick)]
+
+
+def test_a_block_with_two_places_is_one() -> None:
+    model = qwen3_model()
+    model.layers[1] = model.layers[0]
+    before = stepped(model)
+    assert len(quick.install(model, HEAD, Launches())) == 1
+    assert_near(stepped(model), before)
+
+
+@pytest.mark.parametrize("rows", [17, 65])
+def test_a_kernel_that_is_wrong_for_many_rows_is_found_out(rows: int) -> None:
+    class WrongFromThere(Launches):
+        def added(self, x: mx.array, layer: Layer, to: mx.array) -> mx.array:
+            return super().added(x, layer, to) * (1.5 if len(x) >= rows else 1.0)
+
+    assert quick.install(qwen3_model(), HEAD, WrongFromThere()) == []
+
+
+def test_more_rows_than_the_kernels_take_go_their_own_way() -> None:
+    model, launches = qwen3_model(), Launches()
+    quick.install(model, HEAD, launches)
+    block = model.layers[0]
+    assert [block.step.takes(mx.zeros((rows, 1, 32), mx.bfloat16)) for rows in (1, 128, 129)] == [True, True, False]
+    assert not block.step.takes(mx.zeros((1, 1, 32), mx.float32))
 
 
 @pytest.mark.parametrize("make", [tiny.sliding_window, tiny.attention, tiny.recurrent])
 def test_blocks_of_another_build_are_left_alone(make: Callable[[], Any]) -> None:
-    assert block.install(make(), HEAD, Launches()) == []
+    assert quick.install(make(), HEAD, Launches()) == []
