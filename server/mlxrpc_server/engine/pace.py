@@ -17,6 +17,8 @@ class Pace:
     STEPS_BESIDE_ROWS = 1.25
     """So many decoding steps' time: with its own, and where a chunk takes longer than the last ones did, a step beside a
     prefill then stays under three."""
+    WAITING = 2
+    """For a row that waits to begin, so many that decode may wait: it has nothing yet."""
     LEAST_SECONDS = 0.002
     MOST_SECONDS = 0.1
     SECONDS_ALONE = 0.5
@@ -42,7 +44,7 @@ class Pace:
             return self.SECONDS_ALONE
         if self._step_seconds is None:
             return self.MOST_SECONDS
-        seconds = self.STEPS_BESIDE_ROWS * self._step_seconds * max(1.0, joining / decoding)
+        seconds = self.STEPS_BESIDE_ROWS * self._step_seconds * max(1.0, self.WAITING * joining / decoding)
         return min(self.MOST_SECONDS, max(self.LEAST_SECONDS, seconds))
 
     def parts(self, tokens: int, *, decoding: int, joining: int) -> int:
