@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -564,3 +565,119 @@ def test_where_every_step_raises_every_row_fails() -> None:
     model.raises = 1000
     until_idle(run)
     assert [run.left(number) for number in range(3)] == [[Left.FAILED]] * 3
+
+
+# Steps that raise while a row is let go of
+
+
+class Stumbling:
+    """A layout that raises once where it lets go of a row, before it does or behind it."""
+
+    def __init__(self, kv: Any, name: str, *, behind: bool = False) -> None:
+        self._real = getattr(kv, name)
+        self._behind = behind
+        self.row = -1
+        """Of this one; once."""
+        setattr(kv, name, self)
+
+    def __call__(self, row: RowId, *arguments: Any) -> Any:
+        raises, self.row = row == self.row, -1 if row == self.row else self.row
+        if raises and not self._behind:
+            raise RuntimeError("out of memory")
+        done = self._real(row, *arguments)
+        if raises:
+            raise RuntimeError("out of memory")
+        return done
+
+
+LETTING_GO = [
+    (tiny.attention, "leave"),
+    (tiny.sliding_window, "leave"),
+    (tiny.recurrent, "leave"),
+    (tiny.sliding_window, "keep"),
+]
+LONG = [3 * place % 90 for place in range(80)]
+
+
+def beside_two(build: Any, name: str, *, behind: bool, stop_ids: Sequence[int] = ()) -> tuple[Run, Stumbling]:
+    """Rows 0, 1 and 2 of four, four and nine tokens, and what may stumble over one of them."""
+    model = build()
+    kv = for_model(model)
+    stumbling = Stumbling(kv, name, behind=behind)
+    run = Run(model, kv=kv, ahead=kv.ahead, prefix_bytes=1 << 22)
+    for number, tokens in enumerate((4, 4, 9)):
+        run.batch.submit(row(number, [number, *LONG], tokens, stop_ids=stop_ids))
+    return run, stumbling
+
+
+def expected_beside(build: Any, number: int, tokens: int, stop_ids: Sequence[int] = ()) -> list[int]:
+    return alone(build(), row(number, [number, *LONG], tokens, stop_ids=stop_ids))
+
+
+@pytest.mark.parametrize(("build", "name"), LETTING_GO)
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("gone", [0, 1])
+def test_where_letting_go_of_a_row_raises_nobody_loses_a_token_or_an_end(
+    build: Any, gone: int, name: str, behind: bool
+) -> None:
+    run, stumbling = beside_two(build, name, behind=behind)
+    run.step()
+    stumbling.row = gone
+    until_idle(run)
+    assert stumbling.row == -1
+    for number, tokens in enumerate((4, 4, 9)):
+        assert run.tokens(number) == expected_beside(build, number, tokens)
+        assert run.left(number) == [Left.LENGTH]
+
+
+@pytest.mark.parametrize(("build", "name"), LETTING_GO)
+def test_a_row_that_has_ended_does_not_go_on_where_letting_go_of_it_raised(build: Any, name: str) -> None:
+    solo = expected_beside(build, 2, 9)
+    stop = next(token for place, token in enumerate(solo) if place > 1 and token not in solo[:place])
+    run, stumbling = beside_two(build, name, behind=False, stop_ids=[stop])
+    while not run.tokens(2):
+        run.step()
+    stumbling.row = 2
+    until_idle(run)
+    assert stumbling.row == -1
+    assert run.tokens(2) == solo[: solo.index(stop) + 1]
+    assert run.left(2) == [Left.STOP_TOKEN]
+
+
+@pytest.mark.parametrize(("build", "name"), LETTING_GO)
+@pytest.mark.parametrize("tokens", range(2, 9))
+def test_whoever_is_read_behind_a_row_that_ended_is_heard_where_letting_go_of_that_raised(
+    build: Any, name: str, tokens: int
+) -> None:
+    """For one of these numbers, the two come to their ends together."""
+    solo = expected_beside(build, 0, 9)
+    stop = next(token for place, token in enumerate(solo) if place > 1 and token not in solo[:place])
+    kv = for_model(model := build())
+    stumbling = Stumbling(kv, name)
+    run = Run(model, kv=kv, ahead=kv.ahead, prefix_bytes=1 << 22)
+    run.batch.submit(row(0, [0, *LONG], 9, stop_ids=[stop]))
+    run.batch.submit(row(1, [1, *LONG], tokens))
+    while not run.tokens(0):
+        run.step()
+    stumbling.row = 0
+    until_idle(run)
+    assert stumbling.row == -1
+    assert run.tokens(0) == solo[: solo.index(stop) + 1]
+    assert run.tokens(1) == expected_beside(build, 1, tokens)
+    assert [run.left(0), run.left(1)] == [[Left.STOP_TOKEN], [Left.LENGTH]]
+
+
+@pytest.mark.parametrize(("build", "name"), LETTING_GO)
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_cancel_is_not_forgotten_where_letting_go_raises(build: Any, name: str, behind: bool) -> None:
+    run, stumbling = beside_two(build, name, behind=behind)
+    while not run.tokens(2):
+        run.step()
+    stumbling.row = 2
+    run.batch.cancel(RowId(2))
+    until_idle(run)
+    assert stumbling.row == -1
+    assert run.left(2) == [Left.CANCELLED]
+    assert len(run.tokens(2)) < 9
+    assert run.left(1) == [Left.LENGTH]
+    assert run.tokens(1) == expected_beside(build, 1, 4)

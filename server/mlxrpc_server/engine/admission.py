@@ -6,7 +6,7 @@ Knows rows and how long they are. Takes no array into its hands: whether rows fi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from mlxrpc_server.engine.row import Row
 from mlxrpc_server.types import RowId
@@ -49,6 +49,11 @@ class Admission:
             self.prefilling.remove(row)
         elif row in self.waiting:
             self.waiting.remove(row)
+
+    def forget(self, rows: Collection[RowId]) -> None:
+        """Those that have left, wherever they are still."""
+        for row in [one for one in self.everyone if one.id in rows]:
+            self.remove(row)
 
     def send_back(self, row: Row) -> None:
         """In front of all that wait: whoever goes back is older than they are."""

@@ -137,7 +137,9 @@ class Batch:
 
         Nothing is kept, and nothing half-advanced is used again. A row that is alone in this for the second time is at fault.
         """
-        ran = {row.id: row for row in (*self._rows.running, *self._riding)}.values()
+        told = {row for row, _ in self._outcome.left}
+        ran = {row.id: row for row in (*self._rows.running, *self._riding) if row.id not in told}.values()
+        self._rows.forget(told)
         self._prefill.clear()
         self._reuse.clear()
         self._kv.clear()
@@ -166,8 +168,8 @@ class Batch:
         while self._cancelled:
             row = self._cancelled.pop()
             if row in self._rows.everyone:
-                self._take_out(row)
                 self._outcome.left.append((row.id, Left.CANCELLED))
+                self._take_out(row)
 
     def _make_room(self) -> None:
         for row in self._rows.unsuspected:
@@ -189,8 +191,8 @@ class Batch:
 
     def _stop_decoding(self, row: Row) -> None:
         self._reuse.keep(row)
-        self._rows.remove(row)
         self._kv.leave(row.id)
+        self._rows.remove(row)
         self._draws = None
 
     def _decode(self, prefilled: int | None) -> None:
@@ -254,12 +256,13 @@ class Batch:
             drawn = self._unread[0]
             tokens = cast("list[int]", drawn.tokens.tolist())
             logprobs = drawn.logprobs.read() if drawn.logprobs else {}
-            # Not before: where waiting raises, it still holds rows that have nothing more to draw.
-            self._unread.popleft()
             self._measure(drawn)
             for place, (row, token) in enumerate(zip(drawn.rows, tokens, strict=True)):
                 if row is not None:
+                    drawn.rows[place] = None
                     self._gain(row, token, logprobs.get(place))
+            # Not before: where any of this raises, it still holds rows that have nothing more to draw.
+            self._unread.popleft()
 
     def _measure(self, drawn: Drawn) -> None:
         """The device began with it when it was dispatched, or when it had done the one before."""
@@ -275,8 +278,9 @@ class Batch:
             self._end(row, ended)
 
     def _end(self, row: Row, reason: Left) -> None:
-        self._take_out(row)
+        """In this order: to take it out may raise."""
         self._tell_end(row, reason)
+        self._take_out(row)
 
     def _tell_end(self, row: Row, reason: Left) -> None:
         self._outcome.left.append((row.id, reason))
