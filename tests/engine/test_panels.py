@@ -16,6 +16,7 @@ from mlx_lm.models import qwen3
 from mlxrpc_server.engine import panels
 from tests.engine.tiny import made
 
+BESIDE = mx.new_stream(mx.Device(mx.cpu))
 TOKENS = mx.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
 
@@ -56,6 +57,14 @@ def whole_numbers(*shape: int) -> mx.array:
 def test_a_product_with_panels_is_that_with_their_matrix(shape: list[int], count: int, inputs: int) -> None:
     rows, weight = whole_numbers(*shape, count, inputs), whole_numbers(128, inputs)
     assert mx.array_equal(panels.product(rows, panels.panels(weight)), rows @ weight.T)
+
+
+@given(count=st.integers(0, 200), outputs=st.integers(1, 5), inputs=st.sampled_from([40, 1000]))
+def test_two_cores_give_to_the_last_bit_what_one_gives(count: int, outputs: int, inputs: int) -> None:
+    rows = mx.random.normal((count, inputs), key=mx.random.key(count))
+    weight = panels.panels(mx.random.normal((outputs * panels.WIDTH, inputs), key=mx.random.key(outputs)))
+    halved = panels.of_two_cores(rows, weight, BESIDE)
+    assert mx.array_equal(halved, panels.of_one_core(rows, weight))
 
 
 @pytest.mark.parametrize("tied", [True, False])

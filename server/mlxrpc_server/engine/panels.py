@@ -7,6 +7,7 @@ what is called on a `Linear` and on an `Embedding`, and nothing else of models.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
+
+from mlxrpc_server.engine import device
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,11 @@ SMALL = 1_000_000
 
 TURN = 8
 """Rows of a small product, where that many still make one. As many more in it were no faster, at any number of rows."""
+
+MANY = 64
+"""Rows from which two cores take half of the panels each: a prompt's, that is. With fewer, a half is done nearly as soon
+as the other core has begun; rows that decode leave that one to the server. A panel's product is the same on either core.
+"""
 
 PROBE = (5, 2, 9, 3)
 """Ids that every vocabulary has."""
@@ -117,6 +125,20 @@ def matrix(weight: mx.array) -> mx.array:
 
 def product(rows: mx.array, weight: mx.array) -> mx.array:
     """Of many vectors, whatever shape they have together, with a matrix in panels."""
+    if math.prod(rows.shape[:-1]) < MANY or (beside := _beside()) is None:
+        return of_one_core(rows, weight)
+    return of_two_cores(rows, weight, beside)
+
+
+def of_two_cores(rows: mx.array, weight: mx.array, beside: mx.Stream) -> mx.array:
+    half = len(weight) // 2
+    first = of_one_core(rows, weight[:half])
+    with mx.stream(beside):
+        second = of_one_core(rows, weight[half:])
+    return mx.concatenate([first, second], axis=-1)
+
+
+def of_one_core(rows: mx.array, weight: mx.array) -> mx.array:
     *shape, inputs = rows.shape
     count = math.prod(shape)
     turns = _turns(count, inputs)
@@ -127,6 +149,12 @@ def product(rows: mx.array, weight: mx.array) -> mx.array:
     turned = rows.reshape(1, turns, each, inputs) @ weight[:, None]
     outputs = turned.reshape(len(weight), turns * each, WIDTH).swapaxes(0, 1)[:count]
     return outputs.reshape(*shape, len(weight) * WIDTH)
+
+
+@functools.cache
+def _beside() -> mx.Stream | None:
+    """Where half of a product goes on at the same time: to another core, if this process has one."""
+    return mx.new_stream(mx.Device(mx.cpu)) if device.cores() > 1 else None
 
 
 def _turns(count: int, inputs: int) -> int:
