@@ -42,6 +42,25 @@ class Store:
         return found
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_where_taking_raises_all_that_was_taken_is_given_back(taken: int, whole: bool) -> None:
+    store, tokens = Store(whole=whole), talk((1, 4 * BLOCK))
+
+    def take(start: int, end: int) -> Kept:
+        if whole or len(store.given) == taken:
+            raise RuntimeError("out of memory")
+        store.given.append(Kept(("", tokens[start:end]), PIECE))
+        return store.given[-1]
+
+    with pytest.raises(RuntimeError):
+        store.prefixes.keep("", tokens, take)
+    store.prefixes.clear()
+    assert len(store.dropped) == len(store.given)
+    assert store.prefixes.nbytes == 0
+    assert store.find(tokens).length == 0
+
+
 def talk(*turns: tuple[int, int]) -> list[int]:
     """So many tokens of each kind."""
     return [token for token, count in turns for _ in range(count)]

@@ -171,8 +171,10 @@ class Prefixes:
         return [kept]
 
     def _put(self, node: _Node, kept: Kept) -> _Node:
+        """Counted at once: to take the next one may raise, and then this one is to be given back all the same."""
         node.kept = kept
         self.nbytes += kept.nbytes
+        self._count(node)
         return node
 
     def _child(self, node: _Node, key: bytes) -> _Node:
@@ -183,10 +185,13 @@ class Prefixes:
 
     def _use(self, node: _Node) -> None:
         for one in _above(node):
-            if one not in self._by_use:
-                self._by_use[one] = None
-                self.nbytes += NODE_BYTES
+            self._count(one)
             self._by_use.move_to_end(one)
+
+    def _count(self, node: _Node) -> None:
+        if node not in self._by_use:
+            self._by_use[node] = None
+            self.nbytes += NODE_BYTES
 
     def _forget(self, node: _Node) -> None:
         if node.parent is not None:
