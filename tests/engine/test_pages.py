@@ -75,5 +75,5 @@ def test_rows_of_any_length_have_no_more_parts_than_others(lengths: list[int], k
     tokens, parts = part_tokens(lengths, kv_heads), parts_of(len(lengths), kv_heads)
     assert tokens % SHORTEST_PART == 0
     assert sum(length // tokens + 1 for length in lengths) <= parts
-    shorter = tokens - SHORTEST_PART
+    shorter = min(tokens - SHORTEST_PART, tokens * 8 // 9 // SHORTEST_PART * SHORTEST_PART)
     assert tokens <= LONGEST_PART or sum(length // shorter + 1 for length in lengths) > parts
