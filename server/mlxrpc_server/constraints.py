@@ -15,10 +15,11 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn, assert_never
+from typing import Any, assert_never
 
 from llguidance import LLMatcher, LLTokenizer, regex_to_lark
 
+from mlxrpc_server import strict_json
 from mlxrpc_server.deep import deep_thread
 from mlxrpc_server.errors import InvalidRequest, Violation, shortened
 from mlxrpc_server.matchers import LIMITS, TOO_LONG, gave_up, matcher_of, without_state
@@ -180,14 +181,9 @@ def _schema(text: str) -> dict[str, Any]:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return strict_json.loads(text)
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from error
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    """Python's parser takes NaN and Infinity, which JSON has not."""
-    raise ValueError(f"{name} is no JSON value")
 
 
 def _schema_fault(text: str) -> str:

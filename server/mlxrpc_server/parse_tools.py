@@ -5,13 +5,12 @@ A part of `parse`. Knows which tools are well formed, not which models take any.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from mlxrpc.v1 import inference_pb2 as pb
-from mlxrpc_server import types
+from mlxrpc_server import strict_json, types
 from mlxrpc_server.errors import shortened
 from mlxrpc_server.faults import Faults
 from mlxrpc_server.tools import repeated
@@ -104,7 +103,7 @@ def json_object(given: str, path: str, faults: Faults) -> dict[str, Any]:
         faults.add(path, f"has {len(given):,} characters; at most {LONGEST_JSON:,} are allowed")
         return {}
     try:
-        value = json.loads(given, parse_constant=_refuse_constant)
+        value = strict_json.loads(given)
     except (ValueError, RecursionError) as error:
         faults.add(path, f"is not JSON: {shortened(str(error))}")
         return {}
@@ -112,8 +111,3 @@ def json_object(given: str, path: str, faults: Faults) -> dict[str, Any]:
         faults.add(path, "is not a JSON object")
         return {}
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    """Python's parser takes NaN and Infinity, which JSON has not."""
-    raise ValueError(f"{name} is no JSON value")
