@@ -53,7 +53,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("word", nargs="?", default="short", choices=[*PLANS, "health"], help="(default short)")
     parser.add_argument(
-        "--only", type=lambda names: names.split(","), default=NAMES, metavar="NAMES", help="contenders"
+        "--only",
+        type=lambda names: names.split(","),
+        default=NAMES,
+        metavar="NAMES",
+        help=f"of these, with commas between: {', '.join(NAMES)} (default all)",
     )
     parser.add_argument("--smg-python", default="", metavar="FILE", help="a Python that has smg-grpc-servicer")
     parser.add_argument("--smg-path", default="", metavar="FOLDERS", help="where this Python finds smg-grpc-servicer")

@@ -1,10 +1,10 @@
-"""What a join and a leave cost the rows that decode: `join_leave.py MODEL ROWS TOKENS`, the engine in this process."""
+"""What a join and a leave cost the rows that decode, the engine in this process."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,8 +18,8 @@ ROUNDS = 7
 """Of which the medians count."""
 
 
-def main(folder: Path, rows: int, tokens: int) -> None:
-    decoding = Decoding(loaded(folder, rows + 1), rows + 1)
+def main(model: Path, rows: int, tokens: int) -> None:
+    decoding = Decoding(loaded(model, rows + 1), rows + 1)
     decoding.bring(made_up(number, tokens) for number in range(rows))
     measured(decoding, rows)  # the first join and leave compile what they need
     rounds = [measured(decoding, rows + 1 + number) for number in range(ROUNDS)]
@@ -38,4 +38,8 @@ def measured(decoding: Decoding, number: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="a folder")
+    parser.add_argument("rows", type=int)
+    parser.add_argument("tokens", type=int, help="that each row has, and the model's context must hold")
+    main(**vars(parser.parse_args()))

@@ -164,7 +164,7 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
 def _folder(value: Any) -> Path:
     folder = Path(_text(value)).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
+        raise ValueError("is not a folder")
     return folder
 
 

@@ -184,7 +184,7 @@ def test_an_error_says_what_helps(command: Mlxrpc, fake: FakeInference) -> None:
 def test_no_server_is_said_in_one_line() -> None:
     done = Mlxrpc("127.0.0.1:1")("models")
     assert done.stderr.startswith("mlxrpc: no answer from 127.0.0.1:1: ")
-    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
+    assert (done.stderr.count("\n"), done.stderr.count("127.0.0.1:1"), done.returncode) == (1, 1, 1)
 
 
 def test_text_that_was_cut_stays_and_the_error_follows(command: Mlxrpc, fake: FakeInference) -> None:

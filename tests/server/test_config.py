@@ -128,7 +128,7 @@ def test_sizes_are_read_with_their_units(size: str, number: int) -> None:
         ('models = ["m"]', "models must be tables, each headed [[models]]"),
         ('preload = ["nobody"]', "preload names 'nobody', which is no configured model"),
         ('[[models]]\nname = "m"', "models[0]: 'source' is missing"),
-        ('[[models]]\nname = "m"\nsource = "/nowhere"', "models[0].source /nowhere is not a folder"),
+        ('[[models]]\nname = "m"\nsource = "/nowhere"', "models[0].source is not a folder (given: '/nowhere')"),
         ('[[models]]\nnane = "m"', "models[0]: unknown key 'nane'; did you mean 'name'?"),
         ("max_rows = ", "Invalid value"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 
@@ -16,7 +17,8 @@ OK, FAILED, USAGE = 0, 1, 2
 INTERRUPTED = 130  # as a shell reports SIGINT
 BROKEN_PIPE = 141  # and SIGPIPE
 
-NOT_CONNECTED = "failed to connect to all addresses; last error: UNKNOWN: "  # gRPC's words before the cause
+NOT_CONNECTED = re.compile(r"failed to connect to all addresses; last error: UNKNOWN: (ipv[46]:\S+: )?")
+"""gRPC's words before the cause."""
 
 
 def exit_code(command: Callable[[], int], server: str = "") -> int:
@@ -51,7 +53,7 @@ def lines(error: Error, server: str) -> Iterator[str]:
 
 def _sentence(error: Error, server: str) -> str:
     if isinstance(error, Unavailable) and error.status is None:
-        return f"no answer from {server}: {error.message.removeprefix(NOT_CONNECTED)}"
+        return f"no answer from {server}: {NOT_CONNECTED.sub('', error.message)}"
     if isinstance(error, DeadlineExceeded) and error.status is None:
         return f"{server} did not finish in time (--timeout)"
     if isinstance(error, Internal) and error.request_id and error.request_id not in error.message:
