@@ -26,7 +26,7 @@ from mlxrpc_server.engine.kernels import draw as fused
 from mlxrpc_server.engine.kernels import product as products
 from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kernels.stores import agrees
-from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
+from mlxrpc_server.engine.kernels.turn import Token, Turn, frequencies, turned
 from mlxrpc_server.engine.paged import Form, Goal, Paged, Plan, planned
 from mlxrpc_server.engine.pages import SIZE, part_tokens
 from mlxrpc_server.engine.room import Room
@@ -74,8 +74,7 @@ def attention_check() -> None:
         for turn in (None, *turns(form)):
             begun = time.perf_counter()
             right = agrees(CudaStore, form, turn)
-            kind = turn and (turn.dims, turn.traditional, turn.query_norm is not None, turn.key_norm is not None)
-            tell(form=str(form), turn=kind, agrees=right, seconds=round(time.perf_counter() - begun, 1))
+            tell(form=str(form), turn=turn and turn.kind, agrees=right, seconds=round(time.perf_counter() - begun, 1))
     for length in (160, 4096, 40_000, 120_000):
         tell(length=length, **Attention(4, length).differences())
 
@@ -87,11 +86,6 @@ def turns(form: Form) -> list[Turn]:
         Turn(frequencies(size, 1e6), size, traditional=False, query_norm=query, key_norm=key, eps=1e-6),
         Turn(frequencies(size // 2, 1e4), size // 2, traditional=True),
     ]
-
-
-def frequencies(dims: int, base: float) -> mx.array:
-    grown: mx.array = base ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims)
-    return grown
 
 
 def attention_speed() -> None:

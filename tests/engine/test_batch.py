@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mlxrpc_server.engine.blocks import Blocks
 from mlxrpc_server.engine.pace import Pace
 from mlxrpc_server.engine.room import COLUMN_STEP, Room
+from mlxrpc_server.engine.row import Row
 from mlxrpc_server.engine.wire import Left
 from mlxrpc_server.types import RowId, Sampling
 from tests.engine import tiny
@@ -599,19 +600,44 @@ LETTING_GO = [
 LONG = [3 * place % 90 for place in range(80)]
 
 
-def beside_two(build: Any, name: str, *, behind: bool, stop_ids: Sequence[int] = ()) -> tuple[Run, Stumbling]:
-    """Rows 0, 1 and 2 of four, four and nine tokens, and what may stumble over one of them."""
+def over_rows(build: Any, name: str, rows: Sequence[Row], *, behind: bool = False) -> tuple[Run, Stumbling]:
+    """A batch that was given these rows, and what may stumble over one of them."""
     model = build()
     kv = for_model(model)
     stumbling = Stumbling(kv, name, behind=behind)
     run = Run(model, kv=kv, ahead=kv.ahead, prefix_bytes=1 << 22)
-    for number, tokens in enumerate((4, 4, 9)):
-        run.batch.submit(row(number, [number, *LONG], tokens, stop_ids=stop_ids))
+    for one in rows:
+        run.batch.submit(one)
     return run, stumbling
 
 
-def expected_beside(build: Any, number: int, tokens: int, stop_ids: Sequence[int] = ()) -> list[int]:
-    return alone(build(), row(number, [number, *LONG], tokens, stop_ids=stop_ids))
+def long_row(number: int, tokens: int, stop_ids: Sequence[int] = ()) -> Row:
+    return row(number, [number, *LONG], tokens, stop_ids=stop_ids)
+
+
+def three(stop_ids: Sequence[int] = ()) -> list[Row]:
+    return [long_row(number, tokens, stop_ids) for number, tokens in enumerate((4, 4, 9))]
+
+
+def until_said(run: Run, number: int) -> None:
+    """Something."""
+    while not run.tokens(number):
+        run.step()
+
+
+def stumble(run: Run, stumbling: Stumbling, *, over: int) -> None:
+    stumbling.row = over
+    until_idle(run)
+    assert stumbling.row == -1
+
+
+def stop_of(solo: Sequence[int]) -> int:
+    """A token that comes some way on, for the first time."""
+    return next(token for place, token in enumerate(solo) if place > 1 and token not in solo[:place])
+
+
+def expected_beside(build: Any, number: int, tokens: int) -> list[int]:
+    return alone(build(), long_row(number, tokens))
 
 
 @pytest.mark.parametrize(("build", "name"), LETTING_GO)
@@ -620,11 +646,9 @@ def expected_beside(build: Any, number: int, tokens: int, stop_ids: Sequence[int
 def test_where_letting_go_of_a_row_raises_nobody_loses_a_token_or_an_end(
     build: Any, gone: int, name: str, behind: bool
 ) -> None:
-    run, stumbling = beside_two(build, name, behind=behind)
+    run, stumbling = over_rows(build, name, three(), behind=behind)
     run.step()
-    stumbling.row = gone
-    until_idle(run)
-    assert stumbling.row == -1
+    stumble(run, stumbling, over=gone)
     for number, tokens in enumerate((4, 4, 9)):
         assert run.tokens(number) == expected_beside(build, number, tokens)
         assert run.left(number) == [Left.LENGTH]
@@ -633,13 +657,10 @@ def test_where_letting_go_of_a_row_raises_nobody_loses_a_token_or_an_end(
 @pytest.mark.parametrize(("build", "name"), LETTING_GO)
 def test_a_row_that_has_ended_does_not_go_on_where_letting_go_of_it_raised(build: Any, name: str) -> None:
     solo = expected_beside(build, 2, 9)
-    stop = next(token for place, token in enumerate(solo) if place > 1 and token not in solo[:place])
-    run, stumbling = beside_two(build, name, behind=False, stop_ids=[stop])
-    while not run.tokens(2):
-        run.step()
-    stumbling.row = 2
-    until_idle(run)
-    assert stumbling.row == -1
+    stop = stop_of(solo)
+    run, stumbling = over_rows(build, name, three([stop]))
+    until_said(run, 2)
+    stumble(run, stumbling, over=2)
     assert run.tokens(2) == solo[: solo.index(stop) + 1]
     assert run.left(2) == [Left.STOP_TOKEN]
 
@@ -651,17 +672,10 @@ def test_whoever_is_read_behind_a_row_that_ended_is_heard_where_letting_go_of_th
 ) -> None:
     """For one of these numbers, the two come to their ends together."""
     solo = expected_beside(build, 0, 9)
-    stop = next(token for place, token in enumerate(solo) if place > 1 and token not in solo[:place])
-    kv = for_model(model := build())
-    stumbling = Stumbling(kv, name)
-    run = Run(model, kv=kv, ahead=kv.ahead, prefix_bytes=1 << 22)
-    run.batch.submit(row(0, [0, *LONG], 9, stop_ids=[stop]))
-    run.batch.submit(row(1, [1, *LONG], tokens))
-    while not run.tokens(0):
-        run.step()
-    stumbling.row = 0
-    until_idle(run)
-    assert stumbling.row == -1
+    stop = stop_of(solo)
+    run, stumbling = over_rows(build, name, [long_row(0, 9, [stop]), long_row(1, tokens)])
+    until_said(run, 0)
+    stumble(run, stumbling, over=0)
     assert run.tokens(0) == solo[: solo.index(stop) + 1]
     assert run.tokens(1) == expected_beside(build, 1, tokens)
     assert [run.left(0), run.left(1)] == [[Left.STOP_TOKEN], [Left.LENGTH]]
@@ -670,13 +684,10 @@ def test_whoever_is_read_behind_a_row_that_ended_is_heard_where_letting_go_of_th
 @pytest.mark.parametrize(("build", "name"), LETTING_GO)
 @pytest.mark.parametrize("behind", [False, True])
 def test_a_cancel_is_not_forgotten_where_letting_go_raises(build: Any, name: str, behind: bool) -> None:
-    run, stumbling = beside_two(build, name, behind=behind)
-    while not run.tokens(2):
-        run.step()
-    stumbling.row = 2
+    run, stumbling = over_rows(build, name, three(), behind=behind)
+    until_said(run, 2)
     run.batch.cancel(RowId(2))
-    until_idle(run)
-    assert stumbling.row == -1
+    stumble(run, stumbling, over=2)
     assert run.left(2) == [Left.CANCELLED]
     assert len(run.tokens(2)) < 9
     assert run.left(1) == [Left.LENGTH]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlxrpc_server.engine.kernels import draw as fused
 from mlxrpc_server.engine.kernels.cuda import packed
 from mlxrpc_server.engine.kernels.product import Form, Layer
-from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
+from mlxrpc_server.engine.kernels.turn import Token, Turn, frequencies, turned
 from mlxrpc_server.engine.sampling import Draws
 from mlxrpc_server.types import Sampling
 from tests.engine import simt
@@ -135,8 +135,7 @@ def turn_of(shape: Shape) -> Turn:
         (1 + 0.3 * mx.random.normal((shape.size,), key=mx.random.key(place))).astype(shape.dtype) if one else None
         for place, one in enumerate(normed)
     )
-    frequencies = 100 ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims)
-    return Turn(frequencies, dims, traditional=traditional, query_norm=query, key_norm=key, eps=1e-2)
+    return Turn(frequencies(dims, 100), dims, traditional=traditional, query_norm=query, key_norm=key, eps=1e-2)
 
 
 class Memory:

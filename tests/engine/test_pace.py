@@ -45,6 +45,14 @@ CPU = Costs(0.001, 0.0002)
 devices = pytest.mark.parametrize("costs", [GPU, SLOW_GPU, CPU], ids=["GPU", "slow GPU", "CPU"])
 
 
+def measured(most: int) -> Pace:
+    """One that has seen a step and a short chunk."""
+    pace = Pace(most)
+    pace.decoded(0.01)
+    pace.prefilled(32, 0.05)
+    return pace
+
+
 def test_before_anything_is_measured_chunks_are_short() -> None:
     assert Pace(2048).budget(decoding=0, joining=1) == Pace(2048).budget(decoding=3, joining=1) == Pace.UNMEASURED
     assert Pace(8).budget(decoding=0, joining=1) == 8
@@ -116,10 +124,7 @@ def test_measures_that_say_nothing_leave_the_pace_as_it_was() -> None:
 
 
 def test_of_a_step_with_both_the_rows_are_taken_off() -> None:
-    whole, parts = Pace(2048), Pace(2048)
-    for pace in (whole, parts):
-        pace.decoded(0.01)
-        pace.prefilled(32, 0.05)
+    whole, parts = measured(2048), measured(2048)
     whole.stepped(1024, 0.41)
     parts.prefilled(1024, 0.4)
     assert whole.budget(decoding=0, joining=1) == parts.budget(decoding=0, joining=1) < 2 * 1024
@@ -147,10 +152,7 @@ def test_a_chunk_whose_cost_nobody_knows_is_not_shared() -> None:
 
 
 def test_what_is_cancelled_half_way_is_not_charged_to_the_next() -> None:
-    cancelled, fresh = Pace(8192), Pace(8192)
-    for pace in (cancelled, fresh):
-        pace.decoded(0.01)
-        pace.prefilled(32, 0.05)
+    cancelled, fresh = measured(8192), measured(8192)
     cancelled.stepped(0, 0.5)
     for pace in (cancelled, fresh):
         pace.stepped(None, 0.01)
@@ -159,10 +161,7 @@ def test_what_is_cancelled_half_way_is_not_charged_to_the_next() -> None:
 
 
 def test_what_a_shared_chunk_takes_is_what_its_steps_took_longer() -> None:
-    shared, whole = Pace(8192), Pace(8192)
-    for pace in (shared, whole):
-        pace.decoded(0.01)
-        pace.prefilled(32, 0.05)
+    shared, whole = measured(8192), measured(8192)
     for _ in range(2):
         for tokens in (0, 0, 1024):
             shared.stepped(tokens, 0.14)

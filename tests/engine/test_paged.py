@@ -10,12 +10,11 @@ import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx_lm.models import qwen3
 
 from mlxrpc_server.engine.kernels.cuda import CudaStore
 from mlxrpc_server.engine.kernels.plain import PlainStore
 from mlxrpc_server.engine.kernels.stores import agrees
-from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
+from mlxrpc_server.engine.kernels.turn import Token, Turn, frequencies, turned
 from mlxrpc_server.engine.often import OFTEN
 from mlxrpc_server.engine.paged import Form, Goal, Paged, Plan, Store, form_of, planned
 from mlxrpc_server.engine.pages import AHEAD, SIZE, part_tokens, parts_of
@@ -33,25 +32,7 @@ STORES = [
 ]
 
 
-def model_with_heads_of(size: int) -> Any:
-    arguments = qwen3.ModelArgs(
-        model_type="qwen3",
-        hidden_size=32,
-        num_hidden_layers=2,
-        intermediate_size=48,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=size,
-        rms_norm_eps=1e-6,
-        vocab_size=tiny.VOCABULARY,
-        max_position_embeddings=1024,
-        rope_theta=10_000.0,
-        tie_word_embeddings=True,
-    )
-    return tiny.made(qwen3.Model, arguments)
-
-
-MODEL = model_with_heads_of(64)
+MODEL = tiny.attention(head_size=64)
 FORM = Form(layers=2, kv_heads=2, head_size=64, queries=2, dtype=mx.float32)
 
 
@@ -294,7 +275,7 @@ def test_models_whose_caches_are_not_plain_have_no_form() -> None:
 
 def test_a_model_of_plain_caches_and_a_head_size_of_ours_has_a_form() -> None:
     for size, form in ((64, FORM), (8, None)):
-        model = model_with_heads_of(size)
+        model = tiny.attention(head_size=size)
         cache = Paged(model, FORM, PlainStore(FORM, SLAB)).open()
         model(mx.array([[0]]), cache=cache)
         assert form_of(model, cache) == form
@@ -322,7 +303,7 @@ def test_a_turn_is_one_of_heads_that_it_finds_room_in() -> None:
 
 
 TURN = Turn(
-    frequencies=10_000 ** (mx.arange(0, 64, 2, dtype=mx.float32) / 64),
+    frequencies=frequencies(64, 10_000),
     dims=64,
     traditional=False,
     query_norm=mx.full((64,), 300.0),

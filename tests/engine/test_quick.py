@@ -57,32 +57,22 @@ def _product(x: mx.array, layer: Layer) -> mx.array:
     return product if layer.bias is None else product + layer.bias
 
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-6,
-    "vocab_size": tiny.VOCABULARY,
-    "tie_word_embeddings": True,
-}
 HALVED: dict[str, Any] = {"factor": 2.0, "rope_type": "llama3", "original_max_position_embeddings": 64}
 
 
 def qwen3_model() -> Any:
-    given = qwen3.ModelArgs("qwen3", **SIZES, head_dim=HEAD, max_position_embeddings=1024, rope_theta=1e4)
-    return half(qwen3.Model, given)
+    return tiny.half(tiny.attention(head_size=HEAD))
 
 
 def qwen2_model() -> Any:
     """With biases."""
-    return half(qwen2.Model, qwen2.ModelArgs("qwen2", **SIZES | {"hidden_size": 4 * HEAD}))
+    return tiny.half(tiny.made(qwen2.Model, qwen2.ModelArgs("qwen2", **tiny.SIZES | {"hidden_size": 4 * HEAD})))
 
 
 def llama_model() -> Any:
     """With turns of its own."""
-    return half(llama.Model, llama.ModelArgs("llama", **SIZES, head_dim=HEAD, rope_scaling=HALVED))
+    arguments = llama.ModelArgs("llama", **tiny.SIZES, head_dim=HEAD, rope_scaling=HALVED)
+    return tiny.half(tiny.made(llama.Model, arguments))
 
 
 class Squared(Module):
@@ -90,7 +80,7 @@ class Squared(Module):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.only = Linear(SIZES["hidden_size"], SIZES["hidden_size"])
+        self.only = Linear(tiny.SIZES["hidden_size"], tiny.SIZES["hidden_size"])
 
     def __call__(self, x: mx.array) -> mx.array:
         fed: mx.array = mx.square(self.only(x))
@@ -101,14 +91,7 @@ def squared_model() -> Any:
     model = qwen3_model()
     for layer in model.layers:
         layer.mlp = Squared()
-    model.set_dtype(mx.bfloat16)
-    return model
-
-
-def half(kind: Any, arguments: Any) -> Any:
-    model = tiny.made(kind, arguments)
-    model.set_dtype(mx.bfloat16)
-    return model
+    return tiny.half(model)
 
 
 MODELS = [qwen3_model, qwen2_model, llama_model, squared_model]

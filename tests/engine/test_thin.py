@@ -35,25 +35,10 @@ class Launches:
         return [self._wrong * (x @ layer.weight.T) + bias for layer, bias in zip(layers, biases, strict=True)]
 
 
-def half(model: Any) -> Any:
-    model.set_dtype(mx.bfloat16)
-    return model
-
-
 def biased() -> Any:
     """Queries, keys and values with a bias, and nothing else."""
-    arguments = qwen2.ModelArgs(
-        model_type="qwen2",
-        hidden_size=32,
-        num_hidden_layers=2,
-        intermediate_size=48,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rms_norm_eps=1e-6,
-        vocab_size=tiny.VOCABULARY,
-        tie_word_embeddings=False,
-    )
-    return half(tiny.made(qwen2.Model, arguments))
+    arguments = qwen2.ModelArgs("qwen2", **tiny.SIZES | {"tie_word_embeddings": False})
+    return tiny.half(tiny.made(qwen2.Model, arguments))
 
 
 def installed(model: Any, launches: Launches) -> int:
@@ -63,7 +48,9 @@ def installed(model: Any, launches: Launches) -> int:
     return count
 
 
-@pytest.mark.parametrize("make", [lambda: half(tiny.attention()), biased, lambda: half(tiny.sliding_window())])
+@pytest.mark.parametrize(
+    "make", [lambda: tiny.half(tiny.attention()), biased, lambda: tiny.half(tiny.sliding_window())]
+)
 def test_a_model_gives_what_it_gave(make: Callable[[], Any]) -> None:
     model, launches = make(), Launches()
     before = model(ROWS)
@@ -72,14 +59,14 @@ def test_a_model_gives_what_it_gave(make: Callable[[], Any]) -> None:
 
 
 def test_queries_keys_and_values_are_one_launch_and_so_are_gate_and_up() -> None:
-    model, launches = half(tiny.attention()), Launches()
+    model, launches = tiny.half(tiny.attention()), Launches()
     assert installed(model, launches) == 14
     mx.eval(model(ROWS))
     assert launches.sizes == [3, 1, 2, 1] * 2
 
 
 def test_many_rows_take_the_usual_product() -> None:
-    model, launches = half(tiny.attention()), Launches()
+    model, launches = tiny.half(tiny.attention()), Launches()
     installed(model, launches)
     mx.eval(model(mx.zeros((2, 65), mx.uint32)))
     assert launches.sizes == []
@@ -88,7 +75,7 @@ def test_many_rows_take_the_usual_product() -> None:
 
 
 def test_parameters_stay_what_and_where_they_are() -> None:
-    model = half(tiny.attention())
+    model = tiny.half(tiny.attention())
     before = dict(tree_flatten(model.parameters()))
     thin.install(model, Launches())
     after = dict(tree_flatten(model.parameters()))
@@ -98,7 +85,7 @@ def test_parameters_stay_what_and_where_they_are() -> None:
 
 @pytest.mark.parametrize("wrong", [1.1, float("nan")])
 def test_a_model_is_as_it_was_where_products_differ(wrong: float, caplog: pytest.LogCaptureFixture) -> None:
-    model = half(tiny.attention())
+    model = tiny.half(tiny.attention())
     before = dict(model.named_modules())
     with caplog.at_level(logging.WARNING):
         assert thin.install(model, Launches(wrong)) == 0
@@ -112,7 +99,7 @@ def test_a_model_is_as_it_was_where_the_kernel_does_not_run() -> None:
     def broken(_x: mx.array, _layers: Sequence[Layer]) -> list[mx.array]:
         raise RuntimeError("it does not compile")
 
-    model = half(tiny.attention())
+    model = tiny.half(tiny.attention())
     assert thin.install(model, broken) == 0
     assert not [module for module in model.modules() if isinstance(module, thin.Thin)]
 

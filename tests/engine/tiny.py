@@ -12,23 +12,35 @@ from mlx_lm.models import gemma3_text, mamba, qwen3
 VOCABULARY = 96
 
 
-def attention(layers: int = 2) -> Any:
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": VOCABULARY,
+    "tie_word_embeddings": True,
+}
+"""What models of many families are told."""
+
+
+def attention(layers: int = 2, head_size: int = 8) -> Any:
     """Plain keys and values in every layer."""
     arguments = qwen3.ModelArgs(
-        model_type="qwen3",
-        hidden_size=32,
-        num_hidden_layers=layers,
-        intermediate_size=48,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        rms_norm_eps=1e-6,
-        vocab_size=VOCABULARY,
+        "qwen3",
+        **SIZES | {"num_hidden_layers": layers},
+        head_dim=head_size,
         max_position_embeddings=1024,
         rope_theta=10_000.0,
-        tie_word_embeddings=True,
     )
     return made(qwen3.Model, arguments)
+
+
+def half(model: Any) -> Any:
+    """The same, in bfloat16."""
+    model.set_dtype(mx.bfloat16)
+    return model
 
 
 def sliding_window() -> Any:

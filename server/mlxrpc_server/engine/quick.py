@@ -19,11 +19,11 @@ from mlx.nn.layers.normalization import RMSNorm
 from mlx.nn.layers.positional_encoding import RoPE
 from mlx_lm.models.rope_utils import Llama3RoPE
 
-from mlxrpc_server.engine import attention
+from mlxrpc_server.engine import attention, thin
 from mlxrpc_server.engine.attention import Window
 from mlxrpc_server.engine.kernels import product
 from mlxrpc_server.engine.kernels.product import MOST_ROWS, Layer, Norm
-from mlxrpc_server.engine.kernels.turn import Token, Turn, turned
+from mlxrpc_server.engine.kernels.turn import Token, Turn, frequencies, turned
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def _feeding(module: Any, norm: Norm) -> Feeding:
 
 def _layer(parent: Any, name: str) -> Layer:
     linear = parent.get(name)
-    if isinstance(linear, Linear) and (layer := Layer(linear["weight"], linear.get("bias"))).suits:
+    if isinstance(linear, Linear) and (layer := thin.layer_of(linear)).suits:
         return layer
     raise OtherwiseBuilt
 
@@ -222,8 +222,7 @@ def _turn(attention: Any) -> Turn:
 
 def _frequencies(rope: Any) -> mx.array:
     if type(rope) is RoPE:
-        powers: mx.array = rope.base ** (mx.arange(0, rope.dims, 2, dtype=mx.float32) / rope.dims)
-        return powers / rope.scale
+        return frequencies(rope.dims, rope.base) / rope.scale
     if type(rope) is Llama3RoPE:
         own: mx.array = rope._freqs  # noqa: SLF001
         return own.astype(mx.float32)

@@ -44,7 +44,7 @@ class Thin(Linear):
 
     @property
     def layer(self) -> Layer:
-        return _layer(self)
+        return layer_of(self)
 
     def usual(self, x: mx.array) -> mx.array:
         product: mx.array = super().__call__(x)
@@ -119,11 +119,11 @@ def install(model: Any, compute: Products = products) -> int:
 def _places(model: Any) -> Iterator[Place]:
     for module in model.modules():
         for name, child in module.items():
-            if type(child) is Linear and child.weight.shape[0] <= WIDEST and _layer(child).suits:
+            if type(child) is Linear and child.weight.shape[0] <= WIDEST and layer_of(child).suits:
                 yield Place(module, name, child)
 
 
-def _layer(linear: Linear) -> Layer:
+def layer_of(linear: Linear) -> Layer:
     return Layer(linear["weight"], linear.get("bias"))
 
 

@@ -37,6 +37,12 @@ class Turn:
         return whole and all(norm.shape == (head_size,) for norm in norms)
 
 
+def frequencies(dims: int, base: float) -> mx.array:
+    """As a model has them that says nothing else."""
+    powers: mx.array = base ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims)
+    return powers
+
+
 Token = tuple[mx.array, mx.array, mx.array]
 """Each row's new query, key and value, [rows, heads, 1, size]."""
 
